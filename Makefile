@@ -1,0 +1,47 @@
+# Every target sets up what it needs; `make help` lists them. Used identically by people and by .ci/run.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3)
+PY := .venv/bin/python
+SETUP := $(PYTHON) -m harness.bootstrap
+
+.PHONY: help setup check test test-fast demo lock generated clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## the three environments and DJL Serving's jars (what demo and test call first)
+	@$(SETUP) harness train serve djl
+
+demo: ## fine-tune SmolLM2-135M on headlines, serve it with DJL Serving, measure what it learned
+	@$(SETUP) harness train serve djl
+	@$(PY) -m harness run harness/runs/smollm2-sarcasm.toml
+
+check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, generated files
+	@$(SETUP) harness train
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-cache
+	@.venv/bin/vermin --no-tips -q -t=3.10- --violations containers train serve
+	@$(PY) -m tests.generated --check
+
+test: ## all tests that need no Docker: the fast tier, then the chain through the real server
+	@$(SETUP) harness train serve djl
+	@$(PY) -m pytest -m "not docker"
+
+test-fast: ## the fast tier: no network, no server, under two minutes
+	@$(SETUP) harness
+	@$(PY) -m pytest
+
+generated: ## rewrite the files that are made from the code (option lists, reference pages)
+	@$(SETUP) harness train
+	@$(PY) -m tests.generated
+
+lock: ## resolve locks/*.in again into hash-locked files
+	@$(SETUP) harness
+	@$(PY) -m harness.bootstrap --lock
+
+clean: ## delete run records and caches of the tools, and say what that frees
+	@$(PYTHON) -m harness.bootstrap --clean
+
+distclean: ## clean, and delete the environments, jars and assets too
+	@$(PYTHON) -m harness.bootstrap --distclean

@@ -1,0 +1,89 @@
+"""The artifact: what training leaves in the model directory, with a manifest that says where it came from.
+
+Hugging Face safetensors + tokenizer + manifest.json. No code and no serving.properties in it.
+Standard library and Python 3.10 syntax only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. `data_sha256` is over the bytes of the training files in order of channel name."""
+
+    stack: str
+    base_model: str
+    device: str
+    dtype: str
+    data_sha256: str
+    versions: dict[str, str]
+    metrics: dict[str, float]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+class ArtifactError(ValueError):
+    """A directory is no artifact; the message is one line."""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json in one step: it is the last file, so its presence means a whole artifact."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises ArtifactError where there is none or it is of a newer schema; unknown keys are let pass."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no {MANIFEST}; training did not finish, or this is no artifact") from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / MANIFEST}: not JSON ({error})") from None
+    if not isinstance(raw, dict) or raw.get("schema", 0) > SCHEMA:
+        raise ArtifactError(f"{folder / MANIFEST}: written by a newer version of this product")
+    known = set(Manifest.__dataclass_fields__)
+    try:
+        return Manifest(**{k: v for k, v in raw.items() if k in known})
+    except TypeError as error:
+        raise ArtifactError(f"{folder / MANIFEST}: {error}") from None
+
+
+def check_model_directory(folder: Path) -> None:
+    """Raises ArtifactError unless `folder` holds a config, weights and a tokenizer."""
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such directory")
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        missing.append("weights (model.safetensors)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("a tokenizer (tokenizer.json)")
+    if missing:
+        raise ArtifactError(f"{folder}: no model, it lacks {', '.join(missing)}")
+
+
+def sha256_of(*files: Path) -> str:
+    """One digest over the bytes of `files`, in the order given."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,282 @@
+"""Set up this checkout, from nothing but a Python 3.11 with venv: `python3 -m harness.bootstrap harness train`.
+
+Standard library only, since it runs before any environment exists. Prerequisites are checked first and reported
+as one list. An environment is rebuilt when its lock changed; its stamp is written last, so an interrupted set-up
+is seen and finished by the next call. Two calls at once wait for each other.
+
+Installing is uv's work (parallel downloads, a cache that two processes may share, hard links between the three
+environments, so torch lies on the disk once); it takes over pip's variables for mirrors and certificates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.errors import HarnessError, MissingPrerequisite, Problem
+from harness.paths import CACHE, ROOT, python_of
+from harness.shell import run
+
+ENVIRONMENTS = ("harness", "train", "serve")
+TORCH = "torch==2.13.0"
+LOCKS = ROOT / "locks"
+GIB = 1 << 30
+# Measured on disk after set-up (docs/status.md): 1.9 GB with the CPU wheel of torch; runs and assets add 1.5 GB.
+DISK_GIB, DISK_CUDA_GIB, MEMORY_GIB = 6, 14, 8
+
+
+def prerequisites(environments: list[str]) -> list[Problem]:
+    """What this machine lacks for setting up `environments`; empty when nothing does."""
+    problems = []
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        problems.append(
+            Problem(
+                f"this is {sys.platform} on {platform.machine()}",
+                "the Neuron images are linux/amd64, and the pinned wheels are too",
+                "use a Linux x86-64 machine",
+            )
+        )
+    if sys.version_info[:2] != (3, 11):
+        problems.append(
+            Problem(
+                f"this Python is {platform.python_version()}",
+                "the locks are made for 3.11",
+                "install python3.11 with its venv package, or call: make PYTHON=/path/to/python3.11 …",
+            )
+        )
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError:
+        problems.append(
+            Problem("this Python has no venv", "ensurepip is missing", "Debian: apt install python3.11-venv")
+        )
+    problems += [
+        Problem(f"{tool} is not on PATH", hint=f"install {tool}")
+        for tool in ("git", "make")
+        if shutil.which(tool) is None
+    ]
+    return problems + _too_small(environments)
+
+
+def _too_small(environments: list[str]) -> list[Problem]:
+    problems = []
+    missing = [e for e in environments if e in ENVIRONMENTS and _stamp_of(e) != _wanted_stamp(e)]
+    if missing:
+        cpu = find_torch_wheel() is not None
+        need, free = (DISK_GIB if cpu else DISK_CUDA_GIB), shutil.disk_usage(ROOT).free / GIB
+        if free < need:
+            why = "" if cpu else "without WHEELS torch is PyPI's build, which brings 7 GB of CUDA libraries"
+            problems.append(Problem(f"{free:.1f} GiB of disk are free, {need} are needed", why, "free some"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    if memory < MEMORY_GIB * 0.93:  # a machine sold with 8 GB reports a little less
+        problems.append(Problem(f"this machine has {memory:.1f} GiB of memory, {MEMORY_GIB} are needed"))
+    return problems
+
+
+def find_torch_wheel() -> Path | None:
+    """The CPU wheel of torch: in $WHEELS, else in ../shared/wheels; None means PyPI's build."""
+    for folder in (os.environ.get("WHEELS"), ROOT.parent / "shared" / "wheels"):
+        if folder and Path(folder).is_dir():
+            wheels = sorted(Path(folder).glob("torch-2.13.0+cpu-cp311-*x86_64.whl"))
+            if wheels:
+                return wheels[0]
+    return None
+
+
+def _wanted_stamp(name: str) -> str:
+    digest = hashlib.sha256(platform.python_version().encode() + str(ROOT).encode())
+    for lock in ("bootstrap.txt", f"{name}.txt", "torch-cpu.txt"):
+        digest.update((LOCKS / lock).read_bytes())
+    return digest.hexdigest()
+
+
+def _stamp_of(name: str) -> str:
+    stamp = python_of(name).parent.parent / "setup-complete"
+    return stamp.read_text() if stamp.exists() else ""
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """One set-up at a time; the second waits and says so."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "setup.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"another {what} is running in this checkout; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _uv_environment() -> dict[str, str]:
+    """uv with pip's own settings: a user who has set up pip for a mirror has set up this too."""
+    env = dict(os.environ, UV_NO_CONFIG="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="hardlink")
+    env.pop("VIRTUAL_ENV", None)
+    for ours, theirs in {
+        "UV_DEFAULT_INDEX": "PIP_INDEX_URL",
+        "UV_INDEX": "PIP_EXTRA_INDEX_URL",
+        "SSL_CERT_FILE": "PIP_CERT",
+    }.items():
+        if env.get(theirs) and not env.get(ours):
+            env[ours] = env[theirs]
+    env.setdefault("UV_CACHE_DIR", str(CACHE / "uv"))  # same file system, so that hard links work
+    env.setdefault("UV_HTTP_TIMEOUT", env.get("PIP_DEFAULT_TIMEOUT", "120"))
+    return env
+
+
+def _uv(*args: str) -> None:
+    # Two attempts: uv keeps what it has fetched, so the second one goes on where a broken connection ended.
+    command = [str(python_of("harness")), "-m", "uv", *args]
+    hint = "check the network; set PIP_INDEX_URL and PIP_CERT for a mirror; call again to go on"
+    try:
+        run(command, env=_uv_environment(), hint=hint)
+    except MissingPrerequisite:
+        run(command, env=_uv_environment(), hint=hint)
+
+
+def ensure_environment(name: str) -> None:
+    """Build `.venv` or `.venv-<name>` from its lock, unless its stamp says that it is built."""
+    wanted = _wanted_stamp(name)
+    if _stamp_of(name) == wanted:
+        return
+    folder = python_of(name).parent.parent
+    _say(f"setting up {folder.name} from locks/{name}.txt")
+    (folder / "setup-complete").unlink(missing_ok=True)
+    if name == "harness":
+        run([sys.executable, "-m", "venv", "--clear", folder])
+        run([python_of(name), "-m", "pip", "install", "-q", "--require-hashes", "-r", LOCKS / "bootstrap.txt"])
+    else:
+        ensure_environment("harness")  # it holds uv
+        _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
+    into = ["--quiet", "--python", str(python_of(name)), "--no-deps"]
+    _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / f"{name}.txt"))
+    if name == "harness":
+        _link_product(folder)
+    else:
+        _install_torch(into)
+    (folder / "setup-complete").write_text(wanted)
+
+
+def _link_product(folder: Path) -> None:
+    """`.venv/bin/harness`, from any directory; an editable install would download a build back end for this."""
+    (folder / "lib" / "python3.11" / "site-packages" / "neuron-harness.pth").write_text(f"{ROOT}\n")
+    script = folder / "bin" / "harness"
+    script.write_text(f"#!{folder}/bin/python\nfrom harness.cli.main import main\n\nmain()\n")
+    script.chmod(0o755)
+
+
+def _install_torch(into: list[str]) -> None:
+    wheel = find_torch_wheel()
+    if wheel is None:
+        _say(f"no CPU wheel of {TORCH} in $WHEELS: taking PyPI's build (several GB; docs/dependencies.md)")
+        _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / "torch-pypi.txt"))
+    else:
+        links = ["--no-index", "--find-links", str(wheel.parent)]
+        _uv("pip", "install", *into, *links, "--require-hashes", "-r", str(LOCKS / "torch-cpu.txt"))
+
+
+def lock() -> None:
+    """Resolve locks/*.in again. The locks are for CPython 3.11 on Linux x86-64."""
+    common = [
+        "pip",
+        "compile",
+        "-q",
+        "--upgrade",
+        "--python-version",
+        "3.11",
+        "--generate-hashes",
+        "--no-header",
+    ]
+    common += [
+        "--python-platform",
+        "x86_64-manylinux_2_28",
+        "--annotation-style",
+        "line",
+        "--no-emit-find-links",
+    ]
+    wheel = find_torch_wheel()
+    links = ["--find-links", str(wheel.parent)] if wheel else []
+    for name in ("bootstrap", *ENVIRONMENTS):
+        source, target = str(LOCKS / f"{name}.in"), str(LOCKS / f"{name}.txt")
+        _uv(*common, *links, "--no-emit-package", "torch", source, "-o", target)
+    shared = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy")
+    skip = [word for name in (*shared, "typing-extensions") for word in ("--no-emit-package", name)]
+    _uv(*common, *skip, str(LOCKS / "torch.in"), "-o", str(LOCKS / "torch-pypi.txt"))
+
+
+def clean(everything: bool) -> None:
+    """Delete what can be made again, and say what each thing freed."""
+    names = [".runs", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"]
+    if everything:
+        names += [".venv", ".venv-train", ".venv-serve", ".cache"]
+    total = 0
+    for path in (ROOT / name for name in names):
+        if path.is_dir():
+            size = _size(path)
+            total += size
+            shutil.rmtree(path)
+            _say(f"deleted {path.name}: {size / 1e6:.0f} MB")
+    _say(f"{total / 1e6:.0f} MB freed (files that environments share are counted once)")
+
+
+_counted: set[tuple[int, int]] = set()
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk; a file with several hard links counts the first time only."""
+    total = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            info = (Path(base) / name).lstat()
+            if (info.st_dev, info.st_ino) not in _counted:
+                _counted.add((info.st_dev, info.st_ino))
+                total += info.st_blocks * 512
+    return total
+
+
+def _say(text: str) -> None:
+    print(f"setup: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Parse the few words the Makefile says, do it, and print one list of what is wrong."""
+    parser = argparse.ArgumentParser(prog="python3 -m harness.bootstrap", description=__doc__.split("\n\n")[0])
+    parser.add_argument("parts", nargs="*", choices=[*ENVIRONMENTS, "djl", []])
+    parser.add_argument("--lock", action="store_true")
+    parser.add_argument("--clean", action="store_true")
+    parser.add_argument("--distclean", action="store_true")
+    args = parser.parse_args()
+    try:
+        if args.clean or args.distclean:
+            clean(everything=args.distclean)
+            return 0
+        problems = prerequisites(args.parts)
+        if problems:
+            raise MissingPrerequisite.of(problems)
+        with _alone("set-up"):
+            for name in (p for p in args.parts if p in ENVIRONMENTS):
+                ensure_environment(name)
+            if args.lock:
+                lock()
+            if "djl" in args.parts:
+                run([python_of("harness"), "-m", "harness.assets.djl"], cwd=ROOT)
+    except HarnessError as error:
+        for line in (line for problem in error.problems for line in problem.lines()):
+            _say(line)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; the next call goes on from here")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

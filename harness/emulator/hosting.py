@@ -1,0 +1,140 @@
+"""An endpoint: model data into a read-only directory, the serving container, health checks until InService."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from containers import contract
+from containers.contract import Paths
+from harness.emulator.state import ObjectStore
+from harness.errors import EndpointFailed, NotFound
+from harness.executors import process
+from harness.executors.process import ContainerSpec, Handle
+
+
+@dataclass
+class Endpoint:
+    """What DescribeEndpoint would say, and what the process executor needs to find it again."""
+
+    name: str
+    status: str
+    port: int
+    handle: Handle
+    failure_reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def endpoint_from_json(raw: dict[str, Any]) -> Endpoint:
+    """Read what to_json wrote."""
+    return Endpoint(**{**raw, "handle": Handle(**raw["handle"])})
+
+
+def create(
+    name: str, model: dict[str, Any], store: ObjectStore, folder: Path, log: Path, launchers: tuple[Path, ...]
+) -> Endpoint:
+    """Start the container of a CreateModel request; the endpoint is Creating.
+
+    Raises EndpointFailed where the model data cannot be had.
+    """
+    paths = Paths(folder)
+    source = model["PrimaryContainer"]["ModelDataSource"]["S3DataSource"]
+    try:
+        load_model_data(source, store, paths.model)
+    except (NotFound, ValueError, tarfile.TarError, EOFError, OSError) as error:
+        raise EndpointFailed(f"endpoint {name}: model data {source['S3Uri']} cannot be read", str(error)) from None
+    port = free_port()
+    handle = process.start(
+        ContainerSpec(
+            name=name,
+            role="serve",
+            command="serve",
+            base=folder,
+            log=log,
+            environment={**model["PrimaryContainer"].get("Environment", {}), contract.PORT_ENV: str(port)},
+            network=not model.get("EnableNetworkIsolation", False),
+            path=launchers,
+        )
+    )
+    return Endpoint(name, "Creating", port, handle)
+
+
+def load_model_data(source: dict[str, Any], store: ObjectStore, target: Path) -> None:
+    """ModelDataSource into `target`, which is read-only afterwards, as it is on AWS."""
+    target.mkdir(parents=True, exist_ok=True)
+    if source["CompressionType"] == "Gzip":
+        archive = store.path(source["S3Uri"])
+        if not archive.is_file():
+            raise NotFound(f"no object {source['S3Uri']}")
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(target, filter="data")
+    else:
+        store.download(source["S3Uri"], target)
+    for path in [*target.rglob("*"), target]:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+
+
+def free_port() -> int:
+    """A port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_in_service(endpoint: Endpoint, window: float, on_tick: Callable[[], None] = lambda: None) -> None:
+    """Health checks until two in a row answer 200. Sets status InService, or Failed and raises EndpointFailed."""
+    started = time.monotonic()
+    healthy = 0
+    while healthy < 2:
+        if process.poll(endpoint.handle) is not None:
+            _fail(endpoint, "the container ended while it started")
+        if time.monotonic() - started > window:
+            _fail(endpoint, f"no healthy /ping within {window:.0f} s")
+        healthy = healthy + 1 if ping(endpoint) else 0
+        on_tick()
+        time.sleep(0.1)
+    endpoint.status = "InService"
+
+
+def ping(endpoint: Endpoint) -> bool:
+    """One health check under SageMaker's two-second limit."""
+    try:
+        answer = urllib3.request(
+            "GET",
+            f"http://127.0.0.1:{endpoint.port}/ping",
+            timeout=contract.PING_TIMEOUT,
+            retries=False,
+        )
+    except urllib3.exceptions.HTTPError:
+        return False
+    return answer.status == 200
+
+
+def _fail(endpoint: Endpoint, reason: str) -> None:
+    endpoint.status, endpoint.failure_reason = "Failed", reason
+    process.remove(endpoint.handle)
+    tail = [line for line in _tail(Path(endpoint.handle.log)) if line.strip()]
+    # The reason is in the log, most often as the last exception or as the entrypoint's own line.
+    telling = [line for line in tail if "Error" in line or line.startswith("entrypoint:")]
+    why = (telling or tail or ["it wrote nothing"])[-1].strip()
+    raise EndpointFailed(f"endpoint {endpoint.name}: {reason}", why[:400], f"see {endpoint.handle.log}")
+
+
+def _tail(log: Path, lines: int = 80) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:] if log.exists() else []
+
+
+def delete(endpoint: Endpoint) -> None:
+    """DeleteEndpoint: TERM, the contract's wait, KILL; nothing of the container is left."""
+    process.stop(endpoint.handle, contract.SERVE_STOP_WAIT)
+    endpoint.status = "Deleted"

@@ -1,0 +1,69 @@
+"""The local object store: s3://bucket/key as files below one directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import NotFound
+
+
+class ObjectStore:
+    """Objects are hard links where the file system allows it, so a model is stored once however often it is used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, uri: str) -> Path:
+        """The file or prefix directory of `uri`. Raises ValueError for what is no S3 URI or leaves the store."""
+        if not uri.startswith("s3://"):
+            raise ValueError(f"{uri!r} is no s3:// URI")
+        parts = uri.removeprefix("s3://").strip("/").split("/")
+        if any(p in ("", ".", "..") or "\0" in p for p in parts):
+            raise ValueError(f"{uri!r} has an empty, '.' or '..' part")
+        return self.root.joinpath(*parts)
+
+    def put_file(self, source: Path, uri: str) -> None:
+        """Store `source` as the object `uri`, replacing what was there in one step."""
+        target = self.path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.unlink(missing_ok=True)
+        link_or_copy(source, partial)
+        os.replace(partial, target)
+
+    def put_tree(self, source: Path, prefix: str) -> None:
+        """Store every file below `source` under `prefix`."""
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            self.put_file(path, f"{prefix.rstrip('/')}/{path.relative_to(source).as_posix()}")
+
+    def files(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        """(key relative to `prefix`, file) of every object under it; an object's own URI gives its name."""
+        root = self.path(prefix)
+        if root.is_file():
+            yield root.name, root
+        for path in sorted(root.rglob("*")) if root.is_dir() else []:
+            if path.is_file() and not path.name.endswith(".partial"):
+                yield path.relative_to(root).as_posix(), path
+
+    def download(self, prefix: str, folder: Path) -> int:
+        """Every object under `prefix` into `folder`; returns how many. Raises NotFound for none."""
+        count = 0
+        for key, path in self.files(prefix):
+            target = folder / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, target)
+            count += 1
+        if count == 0:
+            raise NotFound(f"no object under {prefix}")
+        return count
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the two are on different file systems."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

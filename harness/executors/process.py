@@ -1,0 +1,172 @@
+"""Executor `process`: runs one container spec as a plain process, no Docker needed, under the same contract.
+
+The process gets a private base directory instead of /opt/ml and an environment as bare as a container's. Every
+process of one "container" carries the marker variable, so that all of them are found again, by whoever looks,
+even after a crash of the harness or of the container's own PID 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from containers import contract
+from harness.errors import MissingPrerequisite
+from harness.paths import ROOT, python_of
+
+MARKER = "NEURON_HARNESS_CONTAINER"
+# What a container inherits of the host's network set-up: without these a proxy or a company CA blocks the hub.
+PASSED_ON = (
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+)
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """What to run: `role` picks the interpreter, `command` is the entrypoint's argument."""
+
+    name: str
+    role: str
+    command: str
+    base: Path
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    network: bool = True
+    path: tuple[Path, ...] = ()
+    """Directories put before PATH: launchers that the image has and this machine has not."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A started container; `created` tells a recycled process id from the real one."""
+
+    name: str
+    pid: int
+    created: float
+    scratch: str
+    log: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
+    """The container's environment: nothing of the user's but the network set-up, then the request's own."""
+    python = python_of(spec.role)
+    env = {
+        "PATH": os.pathsep.join([*map(str, spec.path), str(python.parent), "/usr/local/bin", "/usr/bin", "/bin"]),
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(ROOT),
+        contract.BASE_ENV: str(spec.base),
+        contract.DEVICE_ENV: "cpu",
+        MARKER: spec.name,
+    }
+    if spec.network:
+        env.update({k: os.environ[k] for k in PASSED_ON if k in os.environ})
+    else:
+        env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    return {**env, **spec.environment}
+
+
+def start(spec: ContainerSpec) -> Handle:
+    """Start `python -m containers.entrypoint <command>`; its output goes to `spec.log`."""
+    python = python_of(spec.role)
+    if not python.exists():
+        raise MissingPrerequisite(f"{python.parent.parent.name} is not set up", hint="run: make setup")
+    # Short, because the server's Unix socket lies in it and such a path may have 107 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="nh-", dir="/tmp"))
+    spec.log.parent.mkdir(parents=True, exist_ok=True)
+    with spec.log.open("ab") as log:
+        child = subprocess.Popen(
+            [python, "-m", "containers.entrypoint", spec.command],
+            cwd=scratch,
+            env=environment(spec, scratch),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _children[child.pid] = child
+    return Handle(spec.name, child.pid, psutil.Process(child.pid).create_time(), str(scratch), str(spec.log))
+
+
+_children: dict[int, subprocess.Popen[bytes]] = {}  # ours to reap; a handle from a record has none
+
+
+def poll(handle: Handle) -> int | None:
+    """The exit code once it has ended (128 + n for signal n, -1 where another process started it), else None."""
+    child = _children.get(handle.pid)
+    if child is not None:
+        code = child.poll()
+        return None if code is None else (code if code >= 0 else 128 - code)
+    return None if alive(handle) else -1
+
+
+def alive(handle: Handle) -> bool:
+    """Whether the container's first process still runs."""
+    try:
+        process = psutil.Process(handle.pid)
+        return abs(process.create_time() - handle.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def members(name: str) -> list[psutil.Process]:
+    """Every living process of the container called `name`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER) == name:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue  # it ended meanwhile, or is another user's
+    return found
+
+
+def stop(handle: Handle, wait: float) -> int | None:
+    """`docker stop -t <wait>`: TERM to the first process, after `wait` seconds KILL to all. Returns the exit code."""
+    if alive(handle):
+        os.kill(handle.pid, signal.SIGTERM)
+        deadline = time.monotonic() + wait
+        while poll(handle) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return remove(handle)
+
+
+def remove(handle: Handle) -> int | None:
+    """What the end of a container's PID 1 does: everything in it is killed, its scratch directory deleted."""
+    for _ in range(3):  # a process may fork while the list is made
+        left = members(handle.name)
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        if not left:
+            break
+        psutil.wait_procs(left, timeout=5)
+    child = _children.get(handle.pid)
+    if child is not None:
+        child.wait(timeout=10)
+    shutil.rmtree(handle.scratch, ignore_errors=True)
+    return poll(handle)

@@ -1,0 +1,46 @@
+"""What is asked of an endpoint and what it answers: LMI's schema, whatever the platform."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness.errors import EndpointFailed
+
+
+def request(prompts: list[str] | str, **parameters: Any) -> dict[str, Any]:
+    """The body of an invocation."""
+    return {"inputs": prompts, "parameters": parameters} if parameters else {"inputs": prompts}
+
+
+def texts(answer: bytes) -> list[str]:
+    """The generated texts of an answer, one per prompt. Raises EndpointFailed for anything else."""
+    try:
+        rows = json.loads(answer)
+        return [str(row["generated_text"]) for row in (rows if isinstance(rows, list) else [rows])]
+    except (ValueError, KeyError, TypeError):
+        raise EndpointFailed("the endpoint's answer is not LMI's", answer[:200].decode(errors="replace")) from None
+
+
+def pieces(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The text of a JSON-lines stream, piece by piece; chunk boundaries may be anywhere."""
+    buffer = b""
+    for chunk in chunks:
+        buffer += chunk
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield _piece(line)
+    if buffer.strip():
+        yield _piece(buffer)
+
+
+def _piece(line: bytes) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise EndpointFailed("the stream broke", line[:200].decode(errors="replace")) from None
+    if "error" in row:
+        raise EndpointFailed("the endpoint failed in mid-stream", str(row["error"]))
+    return str(row["token"]["text"])

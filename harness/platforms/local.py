@@ -1,0 +1,150 @@
+"""Platform `local`: the plan's requests carried out on this machine, in this process, on executor `process`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import assets, plan as plans
+from harness.assets import datasets, djl, models
+from harness.emulator import hosting, invocations
+from harness.emulator.hosting import Endpoint
+from harness.emulator.state import ObjectStore
+from harness.emulator.training import OnStatus, TrainingJob, TrainingRunner
+from harness.errors import JobFailed, NotFound
+from harness.paths import CACHE, runs_dir
+from harness.plan import Deployment, Plan
+from harness.profile import LOCAL
+from harness.record import Record
+from harness.runfile import RunFile
+
+Say = Callable[[str], None]
+# No images are built for executor `process`; these names stand where a digest stands on AWS.
+IMAGES = {
+    "train_image": f"{LOCAL.image('neuron-train')}:process",
+    "serve_image": f"{LOCAL.image('neuron-serve')}:process",
+}
+
+
+class Local:
+    """The local SageMaker's functions over one record."""
+
+    def __init__(self, record: Record, say: Say) -> None:
+        self.record, self.say = record, say
+        self.store = ObjectStore(runs_dir() / "s3")
+
+    def upload(self, run: RunFile, plan: Plan) -> None:
+        """Assets and data where the plan's channels and model data point to."""
+        if run.model.id in assets.MODELS:
+            folder = models.directory(assets.MODELS[run.model.id], CACHE, self.say)
+            self.store.put_tree(folder, plans.model_prefix(run, LOCAL, plan.run_id))
+        elif run.model.is_directory:
+            self.store.put_tree(Path(run.model.id), plans.model_prefix(run, LOCAL, plan.run_id))
+        for channel, path in self.channels(run).items():
+            if channel != "test":
+                prefix = f"s3://{LOCAL.bucket}/runs/{plan.run_id}/channels/{channel}"
+                self.store.put_file(path, f"{prefix}/{path.name}")
+
+    def channels(self, run: RunFile) -> dict[str, Path]:
+        """The data files by channel, made if they are not there; `test` stays with the harness."""
+        folder = self.record.path / "channels"
+        if run.data.id in assets.DATA_SETS:
+            made = {name: folder / name / f"{name}.jsonl" for name in datasets.CHANNELS}
+            if all(path.exists() for path in made.values()):
+                return made
+            assert run.data.examples and run.data.prompt and run.data.labels  # the plan has checked
+            rows = datasets.examples(assets.DATA_SETS[run.data.id], CACHE, self.say)
+            split = datasets.split(rows, run.data.examples.model_dump(), run.data.seed)
+            return datasets.write_channels(split, run.data.prompt, run.data.labels, folder)
+        return {k: Path(v) for k in datasets.CHANNELS if (v := getattr(run.data, k)) is not None}
+
+    def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> TrainingJob:
+        """CreateTrainingJob, to its end. Raises JobFailed with the FailureReason."""
+        request = plans.resolve(plan.create_training_job, IMAGES)
+        self._send("CreateTrainingJob", plan.run_id, request)
+        folder = self.record.path / "job"
+        shutil.rmtree(folder, ignore_errors=True)
+        runner = TrainingRunner(request, self.store, folder, self.record.log, on_status)
+        job = runner.run(on_tick)
+        self.record.write_json("job.json", vars(job))
+        self.record.note("ended", kind="training-job", name=job.name, status=job.status)
+        if job.status != "Completed":
+            raise JobFailed(
+                f"training job {job.name} ended as {job.status}", job.failure_reason, f"see {self.record.log}"
+            )
+        return job
+
+    def artifact_uri(self) -> str:
+        """Where the finished artifact is. Raises NotFound where training has not completed."""
+        job = self.record.read_json("job.json") or {}
+        if job.get("status") != "Completed":
+            raise NotFound(f"run {self.record.id} has no artifact", f"training: {job.get('status', 'not started')}")
+        return str(job["model_artifacts"])
+
+    def deploy(self, deployment: Deployment, on_tick: Callable[[], None]) -> Endpoint:
+        """CreateModel, CreateEndpointConfig, CreateEndpoint, then wait until InService."""
+        known = dict(IMAGES)
+        if "placeholder" in str(deployment.create_model["PrimaryContainer"]["ModelDataSource"]):
+            known["artifact_uri"] = self.artifact_uri()
+        name = deployment.endpoint_name
+        model = plans.resolve(deployment.create_model, known)
+        launchers = (djl.ensure(CACHE, self.say),)
+        self._send("CreateModel", name, model)
+        self._send("CreateEndpointConfig", name, deployment.create_endpoint_config)
+        self._send("CreateEndpoint", name, deployment.create_endpoint)
+        folder = self.record.path / "endpoints" / name
+        _delete_tree(folder)
+        log = self.record.path / "logs" / f"{name}.log"
+        endpoint = hosting.create(name, model, self.store, folder, log, launchers)
+        self.record.write_json(f"endpoints/{name}.json", endpoint.to_json())
+        window = deployment.create_endpoint_config["ProductionVariants"][0][
+            "ContainerStartupHealthCheckTimeoutInSeconds"
+        ]
+        try:
+            hosting.wait_in_service(endpoint, window, on_tick)
+        finally:
+            self.record.write_json(f"endpoints/{name}.json", endpoint.to_json())
+        return endpoint
+
+    def endpoints(self) -> Iterator[Endpoint]:
+        """This run's endpoints that were not deleted."""
+        for path in sorted((self.record.path / "endpoints").glob("*.json")):
+            endpoint = hosting.endpoint_from_json(self.record.read_json(f"endpoints/{path.name}"))
+            if endpoint.status != "Deleted":
+                yield endpoint
+
+    def invoke(self, endpoint: Endpoint, body: dict[str, Any]) -> bytes:
+        """InvokeEndpoint."""
+        return invocations.invoke(endpoint, body)
+
+    def delete(self, endpoint: Endpoint) -> None:
+        """DeleteEndpoint, DeleteEndpointConfig, DeleteModel: no process, port or model copy is left."""
+        hosting.delete(endpoint)
+        _delete_tree(self.record.path / "endpoints" / endpoint.name)
+        self.record.write_json(f"endpoints/{endpoint.name}.json", endpoint.to_json())
+        self.record.note("deleted", kind="endpoint", name=endpoint.name)
+
+    def down(self) -> list[str]:
+        """Delete every endpoint of this run; returns their names."""
+        names = []
+        for endpoint in self.endpoints():
+            self.delete(endpoint)
+            names.append(endpoint.name)
+        return names
+
+    def _send(self, operation: str, name: str, request: dict[str, Any]) -> None:
+        """Intent before the act: the resolved request and a ledger line, then the call."""
+        self.record.write_json(f"requests/{operation}-{name}.json", request)
+        self.record.note("create", operation=operation, name=name)
+
+
+def _delete_tree(folder: Path) -> None:
+    """Also a read-only one."""
+    if not folder.exists():
+        return
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)

@@ -1,0 +1,118 @@
+"""The record of a run: `.runs/<id>/` with run file, plan, ledger, logs and results.
+
+A file is written beside its name and renamed, so a reader sees the old one or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InvalidInput, NotFound, did_you_mean
+from harness.paths import runs_dir
+
+
+def new_id(name: str, now: datetime | None = None) -> str:
+    """<run file's name>-<UTC date and time>-<4 hex>: sorts by time and fits SageMaker's 63 characters."""
+    now = now or datetime.now(UTC)
+    return f"{name[:31]}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run's directory. Everything in it is plain files."""
+
+    id: str
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """The training job's output."""
+        return self.path / "logs" / "train.log"
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `name` in one step."""
+        return self.write_text(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def write_text(self, name: str, text: str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+    def read_json(self, name: str) -> Any:
+        """The value, or None where the file is not there (yet)."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InvalidInput(
+                f"{self.path / name} is damaged: {error}", hint="delete the run and start anew"
+            ) from None
+
+    def note(self, event: str, **details: Any) -> None:
+        """Append one line to the ledger, on disk before this returns."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details})
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "ledger.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def ledger(self) -> Iterator[dict[str, Any]]:
+        """The ledger's lines; a torn last line, from a crash in mid-write, is left out."""
+        try:
+            lines = (self.path / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def create(run_id: str, run_file: Path) -> Record:
+    """A new record with a copy of its run file."""
+    record = Record(run_id, runs_dir() / run_id)
+    record.path.mkdir(parents=True)
+    shutil.copyfile(run_file, record.path / "run.toml")
+    return record
+
+
+def all_records() -> list[Record]:
+    """Every run below the current directory, newest first."""
+    folder = runs_dir()
+    found = [p for p in folder.iterdir() if (p / "run.toml").is_file()] if folder.is_dir() else []
+    return [Record(p.name, p) for p in sorted(found, key=_when, reverse=True)]
+
+
+def _when(path: Path) -> str:
+    match = re.search(r"(\d{8}-\d{6}-[0-9a-f]{4})$", path.name)
+    return match.group(1) if match else ""
+
+
+def find(run_id: str | None) -> Record:
+    """The run of that id, or whose id starts so, or the newest where None. Raises NotFound."""
+    records = all_records()
+    if not records:
+        raise NotFound("there is no run here yet", f"looked in {runs_dir()}", "start one: harness run RUNFILE")
+    if run_id is None:
+        return records[0]
+    matching = [r for r in records if r.id == run_id] or [r for r in records if r.id.startswith(run_id)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise NotFound(f"{run_id} fits {len(matching)} runs", hint=f"newest: {matching[0].id}")
+    raise NotFound(f"no run {run_id}", hint=did_you_mean(run_id, [r.id for r in records]))

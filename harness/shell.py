@@ -1,0 +1,43 @@
+"""The one place where the harness starts a helper program and waits for it.
+
+Jobs and endpoints are not helpers: the executors start and stop those.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import MissingPrerequisite
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    hint: str = "",
+) -> str:
+    """Run `argv` without a shell and return its standard output.
+
+    Raises MissingPrerequisite where the program is absent, runs longer than `timeout` seconds, or ends with
+    another code than 0; the last lines it wrote are the reason.
+    """
+    command = [os.fspath(a) for a in argv]
+    printed = shlex.join(command)
+    if shutil.which(command[0]) is None:
+        raise MissingPrerequisite(f"{command[0]} is not on this machine", f"needed for: {printed}", hint)
+    try:
+        done = subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        raise MissingPrerequisite(f"no end after {timeout:.0f} s: {printed}", hint=hint) from None
+    if done.returncode != 0:
+        tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-8:]
+        why = "; ".join(line.strip() for line in tail if line.strip())[-800:]
+        raise MissingPrerequisite(f"exit code {done.returncode}: {printed}", why, hint)
+    return done.stdout

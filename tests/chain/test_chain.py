@@ -1,0 +1,104 @@
+"""The whole chain on a tiny model: run file, trainer, artifact, real DJL engine, invocation, measurement."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.executors.process import MARKER
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.server
+
+
+def harness(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / ".venv" / "bin" / "harness", *words],
+        cwd=cwd,
+        env={**os.environ, "HARNESS_RUNS_DIR": str(cwd / ".runs"), **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def left_over() -> list[str]:
+    """Processes of containers that still live."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if MARKER in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline())[:100])
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_run_trains_serves_measures_and_takes_everything_down(tiny_run: Path) -> None:
+    done = harness("run", str(tiny_run), "--json", cwd=tiny_run.parent)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["accuracy"]["tuned"] == 1.0, "the tiny model learns red and blue by heart"
+    assert result["accuracy"]["base"] < 0.5
+    low, high = result["accuracy"]["gain_ci95"]
+    assert 0 < low <= result["accuracy"]["gain"] <= high
+    assert result["unparsable"]["tuned"] == 0
+    assert {"train", "deploy_base", "evaluate_base", "deploy_tuned", "evaluate_tuned", "total"} <= set(
+        result["seconds"]
+    )
+    assert result["peak_rss_mb"] > 200
+    assert result["versions"]["transformers"] == "4.48.1"
+    record = next((tiny_run.parent / ".runs").glob("tiny-*"))
+    assert json.loads((record / "result.json").read_text()) == result
+    assert "<polyline" in (record / "report.html").read_text()
+    assert left_over() == []
+
+
+def test_verbs_one_by_one(tiny_run: Path) -> None:
+    folder = tiny_run.parent
+    trained = harness("train", str(tiny_run), cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    run_id = trained.stdout.strip()
+    deployed = harness("deploy", run_id, cwd=folder)
+    assert deployed.returncode == 0, deployed.stderr
+    assert deployed.stdout.strip() == f"{run_id}-tuned"
+    try:
+        asked = harness("invoke", "x red: warm?", "--max-new-tokens", "2", cwd=folder)
+        assert (asked.returncode, asked.stdout.strip()) == (0, "Yes"), asked.stderr
+        too_long = harness("invoke", "red " * 80, cwd=folder)
+        assert too_long.returncode == 6
+        assert "exceeds n_positions 64" in too_long.stderr
+        assert "Traceback" not in too_long.stderr
+    finally:
+        down = harness("down", run_id, cwd=folder)
+    assert down.stdout.strip() == f"deleted: {run_id}-tuned"
+    assert left_over() == []
+    assert harness("down", run_id, cwd=folder).stdout.strip() == "nothing to delete"
+    gone = harness("invoke", "x", cwd=folder)
+    assert gone.returncode == 8
+    assert f"start one: harness deploy {run_id}" in gone.stderr
+
+
+def test_a_job_that_fails_says_why(tiny_run: Path) -> None:
+    text = tiny_run.read_text().replace("block_size = 24", "block_size = 4")
+    tiny_run.write_text(text)
+    done = harness("train", str(tiny_run), cwd=tiny_run.parent)
+    assert done.returncode == 5
+    assert "block_size 4: no example fits (64 are longer)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert left_over() == []
+
+
+def test_missing_jars_fail_and_do_not_skip(tiny_run: Path, tmp_path: Path) -> None:
+    """With a launcher that is not there, the chain stops with the reason."""
+    trained = harness("train", str(tiny_run), cwd=tiny_run.parent)
+    done = harness("deploy", trained.stdout.strip(), cwd=tiny_run.parent, DJL_SERVING=str(tmp_path / "none"))
+    assert done.returncode == 4
+    assert "DJL_SERVING" in done.stderr
+    assert left_over() == []

@@ -1,0 +1,30 @@
+"""Fences of every test: no network but loopback, records below the test's own directory, no user settings."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _fence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HARNESS_RUNS_DIR", str(tmp_path / "runs"))
+    for name in ("NEURON_HARNESS_DEVICE", "SAGEMAKER_BASE_DIR", "SAGEMAKER_BIND_TO_PORT", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT

@@ -1,0 +1,15 @@
+"""Back ends of the trainer. A device is a module with ARGUMENTS, adapt() and trainer()."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+DEVICES = {"cpu": "train.devices.cpu"}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a device. Raises ValueError naming the known ones; there is no falling back to another."""
+    if name not in DEVICES:
+        raise ValueError(f"device {name} is not in this image; it has: {', '.join(DEVICES)}")
+    return import_module(DEVICES[name])

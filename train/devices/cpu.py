@@ -1,0 +1,79 @@
+"""Device `cpu`: transformers' Trainer, with the number format chosen by what the processor is good at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from train.data import IGNORED
+
+ARGUMENTS = TrainingArguments
+
+
+def choose_dtype(flags: set[str]) -> tuple[str, str]:
+    """("bf16" | "fp32", reason). `flags` are the processor's, as /proc/cpuinfo lists them.
+
+    Measured on two cores (docs/status.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
+    emulated and slower than fp32.
+    """
+    if "amx_bf16" in flags:
+        return "bf16", "this processor has AMX (amx_bf16)"
+    if "avx512_bf16" in flags:
+        return "bf16", "this processor has AVX512_BF16"
+    return "fp32", "this processor has neither amx_bf16 nor avx512_bf16, where bf16 is emulated"
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The flags of the first processor; empty where the file has none."""
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []:
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def adapt(arguments: TrainingArguments) -> tuple[TrainingArguments, str]:
+    """The arguments as they run here, and why they differ from what was asked for."""
+    dtype, reason = choose_dtype(processor_flags())
+    if arguments.bf16 and dtype == "fp32":
+        arguments.bf16 = False
+        return arguments, f"bf16 was asked for; training in fp32: {reason}"
+    if arguments.bf16:
+        return arguments, f"training in bf16 (autocast, fp32 weights): {reason}"
+    return arguments, "training in fp32, as asked"
+
+
+class AnswerLossTrainer(Trainer):
+    """Computes logits only where there is a label.
+
+    Fine-tuning on answers has labels on a few tokens of a row, while the output layer is a fifth of a small
+    model's arithmetic. The loss is the same number: tests/chain/test_losses.py compares the two.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs["labels"][:, 1:]
+        body = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+        hidden = body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0][:, :-1]
+        wanted = labels != IGNORED
+        logits = model.get_output_embeddings()(hidden[wanted]).float()
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        loss = torch.nn.functional.cross_entropy(logits, labels[wanted], reduction=reduction)
+        if num_items_in_batch is not None:
+            loss = loss / num_items_in_batch
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, None, None]:
+        """Evaluation needs the loss alone."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+def trainer(**kwargs: Any) -> Trainer:
+    """What run_clm trains with on this device."""
+    return AnswerLossTrainer(**kwargs)

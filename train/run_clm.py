@@ -1,0 +1,130 @@
+"""Fine-tune a causal language model: arguments -> data -> model -> train -> export.
+
+In an image the entrypoint calls it with the hyperparameters and SageMaker's paths. By hand, on a laptop:
+
+    python -m train.run_clm --device cpu --model_name_or_path MODEL --train_file train.jsonl --block_size 64 \\
+        --output_dir /tmp/checkpoints --export_dir /tmp/model --metrics_dir /tmp/metrics --max_steps 10
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from containers.artifact import Manifest, sha256_of
+from train.arguments import DataArguments, ModelArguments, RunArguments
+from train.data import DataError, Rows, build_rows, read_examples
+
+
+def main(argv: list[str]) -> int:
+    # -- arguments ---------------------------------------------------------------------------------------------
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        HfArgumentParser,
+        default_data_collator,
+        set_seed,
+    )
+
+    from train.devices import load
+    from train.export import export, versions
+    from train.metrics import MetricsCallback
+
+    device_name = argv[argv.index("--device") + 1] if "--device" in argv else RunArguments.device
+    device = load(device_name)
+    parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments, device.ARGUMENTS))
+    model_args, data_args, run_args, training_args = parser.parse_args_into_dataclasses(argv)
+    training_args, reason = device.adapt(training_args)
+    print(f"device {device_name}: {reason}", flush=True)
+    set_seed(training_args.seed)
+
+    # -- data --------------------------------------------------------------------------------------------------
+    hub = {"revision": model_args.model_revision, "token": model_args.token}
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **hub)
+    train_rows = _rows("train", data_args, tokenizer)
+    eval_rows = _rows("validation", data_args, tokenizer)
+    if train_rows is None:
+        raise DataError("no training data: give a train channel, train_file or dataset_name")
+
+    # -- model -------------------------------------------------------------------------------------------------
+    model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, torch_dtype="float32", **hub)
+    model.config.use_cache = False
+
+    # -- train -------------------------------------------------------------------------------------------------
+    metrics = MetricsCallback(Path(run_args.metrics_dir) / "metrics.jsonl")
+    trainer = device.trainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        data_collator=default_data_collator,
+        callbacks=[metrics],
+    )
+    started = time.monotonic()
+    result = trainer.train()
+    seconds = time.monotonic() - started
+    final = {
+        "train_loss": result.training_loss,
+        "steps": float(trainer.state.global_step),
+        "seconds": seconds,
+    }
+    if eval_rows is not None:
+        final["eval_loss"] = trainer.evaluate()["eval_loss"]
+
+    # -- export ------------------------------------------------------------------------------------------------
+    model.config.use_cache = True
+    manifest = Manifest(
+        stack=run_args.stack,
+        base_model=run_args.base_model or model_args.model_name_or_path,
+        device=device_name,
+        dtype="bf16" if training_args.bf16 else "fp32",
+        data_sha256=sha256_of(*(Path(f) for f in (data_args.train_file, data_args.validation_file) if f)),
+        versions=versions(),
+        metrics={key: round(value, 6) for key, value in final.items()},
+    )
+    export(model, tokenizer, Path(run_args.export_dir), manifest)
+    print(f"artifact written after {seconds:.0f} s of training", flush=True)
+    return 0
+
+
+def _rows(channel: str, args: DataArguments, tokenizer: object) -> Rows | None:
+    """The rows of one channel, with a line that says what became of the data; None where there is none."""
+    file = args.train_file if channel == "train" else args.validation_file
+    limit = args.max_train_samples if channel == "train" else args.max_eval_samples
+    if file is not None:
+        examples = read_examples(Path(file), limit)
+    elif args.dataset_name is not None and channel == "train":
+        examples = _from_hub(args, limit)
+    else:
+        return None
+    rows = build_rows(examples, tokenizer, args.block_size)
+    filled = rows.tokens / rows.input_ids.size
+    print(
+        f"{channel}: {len(rows)} rows of {args.block_size} tokens, {filled:.0%} of them not padding, "
+        f"{rows.dropped} of {len(examples)} examples too long and left out",
+        flush=True,
+    )
+    return rows
+
+
+def _from_hub(args: DataArguments, limit: int | None) -> list[dict[str, str]]:
+    """The train split of a hub data set, in one of the two formats of train/data.py."""
+    from datasets import load_dataset
+
+    data = load_dataset(args.dataset_name, args.dataset_config_name, split="train")
+    if limit is not None:
+        data = data.select(range(min(limit, len(data))))
+    names = data.column_names
+    keys = ("prompt", "completion") if {"prompt", "completion"} <= set(names) else ("text",)
+    if keys == ("text",) and "text" not in names:
+        raise DataError(f"{args.dataset_name}: needs the columns prompt and completion, or text; it has {names}")
+    return [{k: str(row[k]) for k in keys} for row in data]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except DataError as error:
+        print(f"DataError: {error}", flush=True)
+        sys.exit(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -71,17 +72,17 @@ def train(record: Record, run: RunFile, plan: Plan, reporter: Reporter) -> None:
 
 def _say_estimate(platform: Local, run: RunFile, reporter: Reporter) -> None:
     file = platform.channels(run).get("train")
-    steps, block = run.train.get("max_steps", -1), run.train.get("block_size", 512)
-    if file is None or not isinstance(block, int) or not isinstance(steps, int):
+    if file is None:
         return
-    with file.open("rb") as handle:
-        rows = sum(1 for _ in handle)
-    if steps > 0:
-        rows = steps * int(run.train.get("per_device_train_batch_size", 8))
-        epochs = float(run.train.get("gradient_accumulation_steps", 1))
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    characters = sum(len(str(text)) for row in rows for text in row.values())
+    steps = run.train.get("max_steps", -1)
+    if isinstance(steps, int) and steps > 0:
+        each = int(run.train.get("per_device_train_batch_size", 8))
+        seen = steps * each * int(run.train.get("gradient_accumulation_steps", 1)) / max(len(rows), 1)
     else:
-        epochs = float(run.train.get("num_train_epochs", 3.0))
-    reporter.say(cpu.training(rows, block, epochs).text)
+        seen = float(run.train.get("num_train_epochs", 3.0))
+    reporter.say(cpu.training(characters * seen).text)
 
 
 class _LogFollower:

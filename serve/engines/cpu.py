@@ -19,6 +19,8 @@ def choose_dtype(wanted: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[st
     """(dtype, reason): bf16 where the processor multiplies it natively, else fp32, which is faster there."""
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     native = "amx_bf16" in text or "avx512_bf16" in text
+    if wanted == "fp32":
+        return "fp32", "as asked"
     if wanted == "bf16" and native:
         return "bf16", "this processor has amx_bf16 or avx512_bf16"
     return "fp32", f"{wanted} was asked for; this processor has no native arithmetic for it"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from train.data import IGNORED
 
@@ -46,18 +47,27 @@ def adapt(arguments: TrainingArguments) -> tuple[TrainingArguments, str]:
 
 
 class AnswerLossTrainer(Trainer):
-    """Computes logits only where there is a label.
+    """The same losses as Trainer's with less arithmetic: tests/chain/test_losses.py compares the two.
 
-    Fine-tuning on answers has labels on a few tokens of a row, while the output layer is a fifth of a small
-    model's arithmetic. The loss is the same number: tests/chain/test_losses.py compares the two.
+    Logits are computed only where there is a label: fine-tuning on answers has labels on a few tokens of a row,
+    while the output layer is a fifth of a small model. Columns that are padding in every row of a batch are left
+    out: rows are right padded and causal attention never looks at them.
     """
+
+    def _get_train_sampler(self) -> Any:
+        """`group_by_length` by the rows' real lengths; by their padded ones they would all be equal."""
+        if not self.args.group_by_length:
+            return super()._get_train_sampler()
+        lengths = self.train_dataset.attention_mask.sum(axis=1).tolist()
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs["labels"][:, 1:]
-        body = model.get_decoder() if hasattr(model, "get_decoder") else model.model
-        hidden = body(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])[0][:, :-1]
+        width = int(inputs["attention_mask"].sum(dim=1).max())
+        labels = inputs["labels"][:, 1:width]
+        mask = inputs["attention_mask"][:, :width]
+        hidden = model.get_decoder()(input_ids=inputs["input_ids"][:, :width], attention_mask=mask)[0][:, :-1]
         wanted = labels != IGNORED
         logits = model.get_output_embeddings()(hidden[wanted]).float()
         reduction = "mean" if num_items_in_batch is None else "sum"

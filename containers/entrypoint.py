@@ -45,7 +45,7 @@ def train(paths: Paths) -> int:
     command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
     print("entrypoint:", " ".join(command), flush=True)
     code, tail = _supervise(command)
-    if code not in (0, contract.EXIT_TERMINATED) and not contract.read_failure(paths):
+    if code not in (0, contract.EXIT_TERMINATED, contract.EXIT_INTERRUPTED) and not contract.read_failure(paths):
         contract.write_failure(paths, failure_reason(tail, code))
     return code
 

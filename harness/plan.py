@@ -187,6 +187,7 @@ TRAIN_DEFAULTS: dict[str, tuple[bool | int | float | str, str]] = {
     "disable_tqdm": (True, "a progress bar in a log file is a line for every step"),
     "logging_steps": (10, "often enough for a loss curve, seldom enough not to slow XLA down"),
     "save_strategy": ("no", "the finished model is exported by itself; checkpoints are for long runs"),
+    "save_total_limit": (2, "the older checkpoint stays until the newer one is whole"),
     "seed": (42, "transformers' own default, written out so that it is in the record"),
 }
 

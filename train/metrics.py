@@ -18,6 +18,11 @@ class MetricsCallback(TrainerCallback):
         self.started = time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume the file has the steps before it too, from the checkpoint's own history."""
+        rows = [json.dumps({k: v for k, v in row.items() if isinstance(v, (int, float))}) for row in state.log_history]
+        self.path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2), **numbers}

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         set_seed,
     )
 
+    from train import checkpoint
     from train.devices import load
     from train.export import export, versions
     from train.metrics import MetricsCallback
@@ -52,6 +53,14 @@ def main(argv: list[str]) -> int:
     model.config.use_cache = False
 
     # -- train -------------------------------------------------------------------------------------------------
+    data_sha256 = sha256_of(*(Path(f) for f in (data_args.train_file, data_args.validation_file) if f))
+    run = checkpoint.fingerprint(training_args, data_sha256, data_args.block_size, model.config.to_dict())
+    resume_from, notes = checkpoint.latest(Path(training_args.output_dir), run)
+    for note in notes:
+        print(f"checkpoint: {note}", flush=True)
+    print(f"resuming from {resume_from.name}" if resume_from else "starting at step 0", flush=True)
+    stop = checkpoint.StopOnSignal(run)
+    stop.install()
     metrics = MetricsCallback(Path(run_args.metrics_dir) / "metrics.jsonl")
     trainer = device.trainer(
         model=model,
@@ -59,17 +68,20 @@ def main(argv: list[str]) -> int:
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         data_collator=default_data_collator,
-        callbacks=[metrics],
+        callbacks=[metrics, stop],
     )
     started = time.monotonic()
-    result = trainer.train()
+    result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if trainer.state.global_step < trainer.state.max_steps and stop.signum:
+        print(f"stopped by signal {stop.signum} after step {trainer.state.global_step}; checkpoint saved", flush=True)
+        return 128 + stop.signum
     seconds = time.monotonic() - started
     final = {
         "train_loss": result.training_loss,
         "steps": float(trainer.state.global_step),
         "seconds": seconds,
     }
-    if eval_rows is not None:
+    if eval_rows is not None and not stop.signum:  # a signal now: the artifact first, before the wait is over
         final["eval_loss"] = trainer.evaluate()["eval_loss"]
 
     # -- export ------------------------------------------------------------------------------------------------
@@ -79,7 +91,7 @@ def main(argv: list[str]) -> int:
         base_model=run_args.base_model or model_args.model_name_or_path,
         device=device_name,
         dtype="bf16" if training_args.bf16 else "fp32",
-        data_sha256=sha256_of(*(Path(f) for f in (data_args.train_file, data_args.validation_file) if f)),
+        data_sha256=data_sha256,
         versions=versions(),
         metrics={key: round(value, 6) for key, value in final.items()},
     )
@@ -125,6 +137,8 @@ def _from_hub(args: DataArguments, limit: int | None) -> list[dict[str, str]]:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except DataError as error:
-        print(f"DataError: {error}", flush=True)
+    except ValueError as error:
+        if not isinstance(error, DataError) and type(error).__name__ != "CheckpointError":
+            raise
+        print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(3)

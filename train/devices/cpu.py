@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from train.data import IGNORED
 
@@ -46,6 +47,26 @@ def adapt(arguments: TrainingArguments) -> tuple[TrainingArguments, str]:
     return arguments, "training in fp32, as asked"
 
 
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """A permutation by seed and epoch; with `lengths`, rows of like length come together (group_by_length)."""
+
+    def __init__(self, rows: int, lengths: list[int] | None, batch: int, seed: int) -> None:
+        self.rows, self.lengths, self.batch, self.seed, self.epoch = rows, lengths, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.lengths is None:
+            return iter(torch.randperm(self.rows, generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
 class AnswerLossTrainer(Trainer):
     """The same losses as Trainer's with less arithmetic: tests/chain/test_losses.py compares the two.
 
@@ -55,11 +76,10 @@ class AnswerLossTrainer(Trainer):
     """
 
     def _get_train_sampler(self) -> Any:
-        """`group_by_length` by the rows' real lengths; by their padded ones they would all be equal."""
-        if not self.args.group_by_length:
-            return super()._get_train_sampler()
-        lengths = self.train_dataset.attention_mask.sum(axis=1).tolist()
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+        """An order that depends on seed and epoch alone, so that a resumed run goes on with the same rows."""
+        rows = self.train_dataset
+        lengths = rows.attention_mask.sum(axis=1).tolist() if self.args.group_by_length else None
+        return EpochSampler(len(rows), lengths, self.args.train_batch_size, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

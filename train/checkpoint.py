@@ -1,0 +1,151 @@
+"""Checkpoints that survive: saved on SIGTERM, complete or not used, and never another run's.
+
+transformers writes `checkpoint-<step>` file by file, so a KILL leaves a torn one. After the last file we write
+complete.json with the size of each; only a directory that has it and agrees with it is resumed from. Two are kept,
+because the older one is deleted before the newer one is sealed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+SEAL = "complete.json"
+KEPT = 2
+# Arguments that change what a step computes: a checkpoint made with others is another run's.
+DECISIVE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "group_by_length",
+    "bf16",
+)
+
+
+class CheckpointError(ValueError):
+    """There are checkpoints, and none of them may be resumed from; one line with the reason."""
+
+
+def fingerprint(arguments: Any, data_sha256: str, block_size: int, model_config: dict[str, Any]) -> dict[str, str]:
+    """What makes two runs the same, by name, so that a difference can be named."""
+    config = {k: v for k, v in model_config.items() if k not in ("_name_or_path", "use_cache", "torch_dtype")}
+    return {
+        **{name: str(getattr(arguments, name)) for name in DECISIVE},
+        "block_size": str(block_size),
+        "data": data_sha256,
+        "model": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
+    }
+
+
+def seal(folder: Path, run: dict[str, str]) -> None:
+    """Mark `folder` as complete: called after its last file is on disk."""
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in _files(folder)}
+    for path in _files(folder):
+        _to_disk(path)
+    partial = folder / f".{SEAL}.partial"
+    partial.write_text(json.dumps({"run": run, "sizes": sizes}, indent=1), encoding="utf-8")
+    _to_disk(partial)
+    os.replace(partial, folder / SEAL)
+
+
+def latest(output_dir: Path, run: dict[str, str]) -> tuple[Path | None, list[str]]:
+    """(the newest checkpoint to resume from, or None; lines about those passed over).
+
+    Raises CheckpointError where the newest sealed one is another run's, or where all of them are damaged.
+    """
+    notes: list[str] = []
+    damaged = 0
+    for folder in sorted(output_dir.glob("checkpoint-*"), key=_step, reverse=True):
+        try:
+            sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+            stored, sizes = dict(sealed["run"]), dict(sealed["sizes"])
+        except FileNotFoundError:
+            notes.append(f"{folder.name}: its writing was interrupted, passed over")
+            continue
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"{folder.name}: {SEAL} is damaged, passed over")
+            damaged += 1
+            continue
+        different = sorted(k for k in {*stored, *run} if stored.get(k) != run.get(k))
+        if different:
+            shown = ", ".join(f"{k} {stored.get(k)} there, {run.get(k)} here" for k in different[:3])
+            raise CheckpointError(f"{folder.name} is another run's ({shown}); empty the checkpoint directory")
+        wrong = _damage(folder, sizes)
+        if wrong:
+            notes.append(f"{folder.name}: {wrong}, passed over")
+            damaged += 1
+            continue
+        return folder, notes
+    if damaged:
+        raise CheckpointError(f"no usable checkpoint ({'; '.join(notes)}); empty the checkpoint directory")
+    return None, notes
+
+
+def _damage(folder: Path, sizes: dict[str, int]) -> str:
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found is None:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
+    return ""
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".") and p.name != SEAL]
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _step(folder: Path) -> int:
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match.group(1)) if match else -1
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and SIGINT end training after the step that runs, with a checkpoint; every checkpoint gets sealed."""
+
+    def __init__(self, run: dict[str, str]) -> None:
+        self.run = run
+        self.signum = 0
+
+    def install(self) -> None:
+        """Take over the signals. A second one changes nothing: the checkpoint is being written."""
+
+        def note(signum: int, _frame: FrameType | None) -> None:
+            if not self.signum:
+                print(f"signal {signum}: saving a checkpoint after this step", flush=True)
+            self.signum = self.signum or signum
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, note)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.signum and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.run)

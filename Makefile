@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3
 PY := .venv/bin/python
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: help setup check test test-fast demo lock generated clean distclean
+.PHONY: help setup check test test-fast kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ test: ## all tests that need no Docker: the fast tier, then the chain through th
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness
 	@$(PY) -m pytest
+
+kill-matrix: ## 39 interruptions (verb x moment x signal): each ends clean and goes on; 20 minutes
+	@$(SETUP) harness train serve djl
+	@$(PY) -m tests.kill_matrix
 
 generated: ## rewrite the files that are made from the code (option lists, reference pages)
 	@$(SETUP) harness train

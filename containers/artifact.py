@@ -21,6 +21,10 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# One file a tensor, as transformers-neuronx's save_pretrained_split writes them.
+SPLIT_WEIGHTS = "pytorch_model.bin/key_to_filename.json"
+COMPILED = "neuron"  # directory of a prepared artifact that holds the compiled graphs
+COMPILE_KEY = "compile_key.json"
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,51 @@ def check_model_directory(folder: Path) -> None:
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such directory")
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in WEIGHTS):
+    if not any((folder / name).is_file() for name in (*WEIGHTS, SPLIT_WEIGHTS)):
         missing.append("weights (model.safetensors)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         missing.append("a tokenizer (tokenizer.json)")
     if missing:
         raise ArtifactError(f"{folder}: no model, it lacks {', '.join(missing)}")
+
+
+@dataclass(frozen=True)
+class CompileKey:
+    """All that compiled graphs depend on. Weights are no part of it: they are loaded beside the graphs."""
+
+    config_sha256: str
+    dtype: str
+    tp_degree: int
+    slots: int
+    token_buckets: list[int]
+    context_buckets: list[int]
+    versions: dict[str, str]
+
+
+def write_compile_key(compiled: Path, key: CompileKey) -> None:
+    """Write compile_key.json in one step: it is the last file, so its presence means all graphs are there."""
+    partial = compiled / f".{COMPILE_KEY}.partial"
+    partial.write_text(json.dumps(asdict(key), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, compiled / COMPILE_KEY)
+
+
+def find_compiled(folder: Path, key: CompileKey) -> Path | None:
+    """The directory of graphs compiled for `key`; None if `folder` holds none.
+
+    Raises ArtifactError naming every difference if they were compiled for something else.
+    """
+    compiled = folder / COMPILED
+    try:
+        found = json.loads((compiled / COMPILE_KEY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ArtifactError(f"{compiled / COMPILE_KEY}: not JSON ({error})") from None
+    wanted = asdict(key)
+    different = [f"{k} {found.get(k)!r}, wanted {v!r}" for k, v in wanted.items() if found.get(k) != v]
+    if different:
+        raise ArtifactError(f"{compiled}: compiled for {'; '.join(different)}")
+    return compiled
 
 
 def sha256_of(*files: Path) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
+from containers import rows
 from containers.artifact import ArtifactError, check_model_directory
 from containers.contract import RESERVED_ARGUMENTS
-from harness import assets, aws
-from harness.errors import Problem, did_you_mean
+from harness import assets, aws, runfile
+from harness.errors import InvalidInput, Problem, did_you_mean
 from harness.runfile import RunFile, Scalar
 from harness.stacks import Stack, train_options
 from serve import options as serve_options
@@ -26,9 +28,67 @@ PLANNED = (
 )
 
 
+def load(path: Path, stack: Stack, measured: bool = False) -> RunFile:
+    """Read and check a run file and the files it names. Raises InvalidInput with every problem at once.
+
+    `measured`: the run is to end with a measurement, which needs labels and a test channel.
+    """
+    run, problems = runfile.parse(path)
+    if run is not None:
+        problems += all_of(run, stack)
+        if measured:
+            problems += check_measurable(run)
+    if run is None or problems:
+        raise InvalidInput.of(problems)
+    return run
+
+
 def all_of(run: RunFile, stack: Stack) -> list[Problem]:
     """What is wrong with `run`; empty where nothing is."""
-    return check_train(run, stack) + check_serve(run) + check_instances(run) + check_sources(run)
+    return check_train(run, stack) + check_serve(run) + check_instances(run) + check_sources(run) + check_files(run)
+
+
+def check_measurable(run: RunFile) -> list[Problem]:
+    """`run` ends with a measurement; say so before anything is trained."""
+    if run.data.labels is not None and (run.data.id is not None or run.data.test is not None):
+        return []
+    why = "it asks the endpoint held-out examples and compares the answers with their labels"
+    hint = "add them, or use: harness train, harness deploy, harness invoke"
+    return [Problem("`run` needs data.labels and a test channel", why, hint)]
+
+
+SHOWN_PER_FILE = 5
+
+
+def check_files(run: RunFile) -> list[Problem]:
+    """Every row of the data files: file, line, reason."""
+    problems = []
+    for name in ("train", "validation", "test"):
+        path = Path(getattr(run.data, name) or "")
+        if path.is_file():
+            found = list(_file_problems(path, name, run.data.labels))
+            problems += found[:SHOWN_PER_FILE]
+            if len(found) > SHOWN_PER_FILE:
+                problems.append(Problem(f"{path}: {len(found) - SHOWN_PER_FILE} more lines like these"))
+    return problems
+
+
+def _file_problems(path: Path, channel: str, labels: dict[str, str] | None) -> Iterator[Problem]:
+    words = {word.strip() for word in (labels or {}).values()}
+    count = 0
+    for number, row in rows.read(path):
+        count += 1
+        if isinstance(row, str):
+            yield Problem(f"{path} line {number}: {row}")
+        elif channel == "test" and "completion" not in row:
+            yield Problem(f"{path} line {number}: the test channel needs prompt and completion")
+        elif channel == "test" and words and row["completion"].strip() not in words:
+            told = ", ".join(sorted(words))
+            yield Problem(
+                f"{path} line {number}: completion {row['completion'][:40]!r} is none of the labels ({told})"
+            )
+    if count == 0:
+        yield Problem(f"{path}: no rows", hint="one JSON object per line")
 
 
 def check_train(run: RunFile, stack: Stack) -> list[Problem]:
@@ -116,7 +176,7 @@ def check_instances(run: RunFile) -> list[Problem]:
         value, known = getattr(run.compute, key), aws.enum_values("sagemaker", shape)
         if value not in known:
             neuron = [k for k in known if re.match(r"ml\.(trn|inf2)", k)]
-            hint = did_you_mean(value, known) or f"with Neuron cores: {', '.join(sorted(neuron))}"
+            hint = did_you_mean(value, neuron) or f"with Neuron cores: {', '.join(sorted(neuron))}"
             what = "train on" if key == "train_instance" else "serve on"
             problems.append(Problem(f'compute.{key} = "{value}": nothing that SageMaker can {what}', hint=hint))
     return problems

@@ -83,6 +83,7 @@ class Interrupted(HarnessError):
 
     def __init__(self, signum: int, what: str = "interrupted", hint: str = "") -> None:
         super().__init__(what, hint=hint)
+        self.signum = signum
         self.exit_code = 128 + signum
 
 

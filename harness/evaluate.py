@@ -1,6 +1,6 @@
 """Accuracy through the endpoint: the same prompts, labels and parser for the model before and after.
 
-Pure functions over answers; `ask` is whatever sends prompts to an endpoint.
+Pure functions over answers; who asked is not their business.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import InvalidInput
 
-Ask = Callable[[list[str]], list[str]]
 # Enough tokens for the longest label and a little chatter before it; more would only cost time.
 MAX_NEW_TOKENS = 4
 
@@ -70,14 +69,8 @@ def parse_answer(text: str, labels: Sequence[str]) -> str | None:
     return None
 
 
-def score(
-    rows: Sequence[HeldOut], labels: Sequence[str], ask: Ask, batch: int, on_done: Callable[[int], None]
-) -> Score:
-    """Ask for every row in batches; an answer without a label is wrong and counted as unparsable."""
-    answers: list[str] = []
-    for start in range(0, len(rows), batch):
-        answers += ask([row.prompt for row in rows[start : start + batch]])
-        on_done(len(answers))
+def score(rows: Sequence[HeldOut], labels: Sequence[str], answers: Sequence[str]) -> Score:
+    """Compare answers, in the rows' order, with what is right; one without a label is wrong and counted apart."""
     parsed = [parse_answer(text, labels) for text in answers]
     right = tuple(p == row.answer.strip() for p, row in zip(parsed, rows, strict=True))
     return Score(tuple(answers), right, sum(p is None for p in parsed))

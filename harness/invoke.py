@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from harness.errors import EndpointFailed
+from harness.errors import EndpointFailed, InvalidInput, Problem
 
 
 def request(prompts: list[str] | str, **parameters: Any) -> dict[str, Any]:
     """The body of an invocation."""
     return {"inputs": prompts, "parameters": parameters} if parameters else {"inputs": prompts}
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: of a .jsonl each row's `prompt`, of another each line.
+
+    Raises InvalidInput naming file, line and reason for everything that is no text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from None
+    prompts, problems = [], []
+    for number, line in enumerate(raw.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8")
+            prompt = json.loads(text)["prompt"] if path.suffix == ".jsonl" else text
+            if not isinstance(prompt, str) or "\0" in prompt:
+                raise TypeError("prompt is no text")
+            prompts.append(prompt)
+        except UnicodeDecodeError as error:
+            problems.append(Problem(f"{path} line {number}: not UTF-8 text ({error.reason} at byte {error.start})"))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            problems.append(Problem(f"{path} line {number}: {reason}", hint='a row is {"prompt": "..."}'))
+    if not prompts and not problems:
+        problems.append(Problem(f"{path}: no prompts"))
+    if problems:
+        raise InvalidInput.of(problems)
+    return prompts
 
 
 def texts(answer: bytes) -> list[str]:

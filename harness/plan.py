@@ -13,7 +13,7 @@ from typing import Any
 
 from containers import contract
 from containers.contract import ContractError
-from harness import assets, aws, checks
+from harness import assets, aws
 from harness.errors import InvalidInput, Problem
 from harness.profile import Profile
 from harness.runfile import RunFile
@@ -75,12 +75,9 @@ def from_json(text: str) -> Plan:
 
 
 def make(run: RunFile, stack: Stack, profile: Profile, run_id: str) -> Plan:
-    """Build and check the plan. Raises InvalidInput with every problem of the run file's values at once."""
+    """Build the plan of a run file that checks.load has checked, and validate its requests."""
     derived: list[Derived] = []
-    problems = checks.all_of(run, stack)
-    if problems:
-        raise InvalidInput.of(problems)
-    options = ServeOptions(**run.serve)  # type: ignore[arg-type]  # checked above
+    options = ServeOptions(**run.serve)  # type: ignore[arg-type]  # checks.load knows the types
     plan = Plan(
         run_id=run_id,
         stack=stack.name,

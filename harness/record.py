@@ -5,18 +5,20 @@ A file is written beside its name and renamed, so a reader sees the old one or t
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.errors import InvalidInput, NotFound, did_you_mean
+from harness.errors import Busy, InvalidInput, NotFound, did_you_mean
 from harness.paths import runs_dir
 
 
@@ -40,7 +42,7 @@ class Record:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` in one step."""
-        return self.write_text(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+        return self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
         path = self.path / name
@@ -60,6 +62,22 @@ class Record:
             raise InvalidInput(
                 f"{self.path / name} is damaged: {error}", hint="delete the run and start anew"
             ) from None
+
+    @contextmanager
+    def held(self, verb: str) -> Iterator[None]:
+        """Hold the run while `verb` works on it. Raises Busy naming who holds it; a crash lets go of it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                who = handle.read().strip() or "another command"
+                raise Busy(f"run {self.id} is held by {who}", hint="wait for it, or end it with Ctrl-C") from None
+            handle.truncate(0)
+            handle.write(f"`harness {verb}` (process {os.getpid()})")
+            handle.flush()
+            yield
 
     def note(self, event: str, **details: Any) -> None:
         """Append one line to the ledger, on disk before this returns."""
@@ -83,11 +101,20 @@ class Record:
                 continue
 
 
-def create(run_id: str, run_file: Path) -> Record:
-    """A new record with a copy of its run file."""
+def create(run_id: str, run_file: Path, files: dict[str, str]) -> Record:
+    """A new record with a copy of its run file and `files` (name -> text): there whole, or not there."""
     record = Record(run_id, runs_dir() / run_id)
-    record.path.mkdir(parents=True)
-    shutil.copyfile(run_file, record.path / "run.toml")
+    record.path.parent.mkdir(parents=True, exist_ok=True)
+    partial = record.path.with_name(f".{run_id}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        shutil.copyfile(run_file, partial / "run.toml")
+        for name, text in files.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        os.replace(partial, record.path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return record
 
 

@@ -5,6 +5,7 @@ Every key is known or refused with a suggestion, and every problem of a file is 
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tomllib
@@ -99,22 +100,59 @@ class RunFile(_Strict):
     compute: Compute = Compute()
 
 
-def load(path: Path) -> RunFile:
-    """Read a run file by path, or one of the ready-made ones by name.
+def parse(path: Path) -> tuple[RunFile | None, list[Problem]]:
+    """The run file at `path`, and what does not fit its schema.
 
-    Raises NotFound for no such file and InvalidInput with every problem in it.
+    With problems the run file is what remains without the offending optional keys, so that the caller can look for
+    further problems in the rest; it is None where too much is missing. Raises InvalidInput for what is no TOML.
     """
-    path = find(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{path}: not TOML", str(error), "see harness/runs/ for run files that work") from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path}: not UTF-8 text", str(error)) from None
-    try:
-        return _absolute(RunFile.model_validate(raw), path.parent.absolute())
-    except ValidationError as error:
-        raise InvalidInput.of([_problem(path, e, raw) for e in error.errors()]) from None
+    except RecursionError:
+        raise InvalidInput(f"{path}: nested too deep") from None
+    problems: list[Problem] = []
+    left_out: set[tuple[int | str, ...]] = set()
+    for _ in range(3):  # leaving a key out can bring a problem of its table to light
+        try:
+            return _absolute(RunFile.model_validate(raw), path.parent.absolute()), problems
+        except ValidationError as error:
+            new = [e for e in error.errors() if e["loc"] not in left_out]
+            problems += [_problem(path, e) for e in new]
+            if not new:
+                break
+            left_out |= {e["loc"] for e in new}
+            raw = _without(raw, [e["loc"] for e in new if e["type"] != "missing"])
+    return None, problems
+
+
+def load(path: Path) -> RunFile:
+    """Read a run file. Raises InvalidInput with every way in which it does not fit the schema."""
+    run, problems = parse(path)
+    if run is None or problems:
+        raise InvalidInput.of(problems)
+    return run
+
+
+def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy of `raw` without the keys at `locations`."""
+    out = copy.deepcopy(raw)
+    for location in locations:
+        parent: Any = out
+        for part in location[:-1]:
+            if not isinstance(parent, dict) or part not in parent:
+                break  # the rest of the location names a type, not a key
+            if not isinstance(parent[part], dict):
+                parent.pop(part)
+                break
+            parent = parent[part]
+        else:
+            if isinstance(parent, dict) and location:
+                parent.pop(location[-1], None)
+    return out
 
 
 def _absolute(run: RunFile, folder: Path) -> RunFile:
@@ -141,7 +179,7 @@ def find(path: Path) -> Path:
 _TABLES: dict[str, type[BaseModel]] = {"model": Model, "data": Data, "compute": Compute, "examples": Examples}
 
 
-def _problem(path: Path, error: Any, raw: dict[str, Any]) -> Problem:
+def _problem(path: Path, error: Any) -> Problem:
     """pydantic's finding as one of ours: file, key, reason, suggestion."""
     location = [str(part) for part in error["loc"] if not re.fullmatch(r"bool|int|float|str|\w+\[.*\]", str(part))]
     key = ".".join(location) or "the file"
@@ -151,7 +189,12 @@ def _problem(path: Path, error: Any, raw: dict[str, Any]) -> Problem:
         return Problem(f"{where} is not known", hint=did_you_mean(location[-1], list(owner.model_fields)))
     if error["type"] == "missing":
         return Problem(f"{where} is missing")
+    if error["type"] == "string_pattern_mismatch":
+        what = f'{where} = "{error["input"]}"'
+        return Problem(what, "SageMaker's names have letters, digits and single hyphens; at most 31 here")
+    if error["type"] == "value_error":
+        return Problem(f"{where}: {error['msg'].removeprefix('Value error, ')}")
     shown = json.dumps(error["input"], default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    reason = error["msg"].removeprefix("Value error, ")
+    reason = error["msg"]
     return Problem(f"{where} = {shown}" if location else where, reason[0].lower() + reason[1:])

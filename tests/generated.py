@@ -41,7 +41,14 @@ def train_options() -> str:
     return done.stdout + "\n"
 
 
-FILES = {"train/options/sdk2.20.json": train_options}
+def transcripts() -> str:
+    """docs/reference/transcripts.md: what the command line says."""
+    from tests.transcripts import page
+
+    return page()
+
+
+FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 
 
 def main() -> int:
@@ -52,6 +59,7 @@ def main() -> int:
             if not path.exists() or path.read_text() != text:
                 stale.append(name)
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     for name in stale:
         print(f"{name} is out of date: run `make generated`", file=sys.stderr)

@@ -23,7 +23,8 @@ def test_a_record_is_found_by_id_by_its_beginning_and_as_the_newest(tmp_path: Pa
     run_file = tmp_path / "run.toml"
     run_file.write_text("")
     for day in (1, 2):
-        records.create(records.new_id("b" if day == 1 else "a", datetime(2026, 1, day, tzinfo=UTC)), run_file)
+        run_id = records.new_id("b" if day == 1 else "a", datetime(2026, 1, day, tzinfo=UTC))
+        records.create(run_id, run_file, {"run.json": "{}"})
     assert records.find(None).id.startswith("a-20260102")
     assert records.find("b").id.startswith("b-20260101")
     with pytest.raises(NotFound, match="no run c"):
@@ -52,6 +53,8 @@ def test_objects_come_back_as_they_were_put(tmp_path: Path) -> None:
     assert [key for key, _ in store.files("s3://bucket/prefix/")] == ["a", "deep/b"]
     assert store.download("s3://bucket/prefix/", tmp_path / "out") == 2
     assert (tmp_path / "out" / "deep" / "b").read_text() == "2"
+    store.put_tree(source, "s3://bucket/prefix/")  # the same files again
+    assert not list((tmp_path / "s3").rglob("*.partial"))
     (source / "a").unlink()
     (source / "a").write_text("new")
     store.put_file(source / "a", "s3://bucket/prefix/a")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from harness import aws, plan, runfile, stacks
+from harness import aws, checks, plan, runfile, stacks
 from harness.errors import HarnessError, InvalidInput
 from harness.profile import LOCAL
 from harness.runfile import RunFile
@@ -18,7 +18,8 @@ SARCASM = next(p for p in READY if p.stem == "smollm2-sarcasm")
 
 
 def made(path: Path, run_id: str = "r-1") -> plan.Plan:
-    return plan.make(runfile.load(path), stacks.get(stacks.DEFAULT), LOCAL, run_id)
+    stack = stacks.get(stacks.DEFAULT)
+    return plan.make(checks.load(path, stack), stack, LOCAL, run_id)
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -162,10 +163,9 @@ def test_any_tree_is_validated_without_a_crash(tree: dict) -> None:
         run = RunFile.model_validate(tree)
     except ValueError:
         return
-    try:
-        plan.make(run, stacks.get(stacks.DEFAULT), LOCAL, "r-1")
-    except HarnessError:
-        return
+    stack = stacks.get(stacks.DEFAULT)
+    if not checks.all_of(run, stack):
+        plan.make(run, stack, LOCAL, "r-1")
 
 
 def test_validation_against_botocores_model() -> None:

@@ -55,10 +55,13 @@ def test_every_row_has_the_one_shape_and_nothing_is_cut(lengths: list[tuple[int,
     [
         ("", "rows.jsonl: no rows"),
         ('{"text": "a"}\n{', "rows.jsonl line 2: not JSON"),
-        ('\n{"prompt": "a"}', "rows.jsonl line 2: needs the strings prompt and completion"),
+        ('\n{"prompt": "a"}', "rows.jsonl line 2: completion is missing"),
         ('{"prompt": "a", "completion": 1}', "line 1"),
         ("[1]", "line 1"),
-        ('{"text": "a"}\n{"prompt": "a", "completion": "b"}', "mixes"),
+        (
+            '{"text": "a"}\n{"prompt": "a", "completion": "b"}',
+            "line 2: has prompt and completion, the rows before it have text",
+        ),
     ],
 )
 def test_damaged_data_is_told_by_file_and_line(tmp_path: Path, content: str, said: str) -> None:

@@ -31,7 +31,7 @@ def _joined(stage: Stage, name: str) -> Any:
     """The whole tensor, with the order of heads that the original has."""
     parts, entry = stage.parts(name), stage.sharded[name]
     if len({(part.shape, part.dtype) for part in parts}) > 1:
-        raise ShardError(f"{name}: shapes or types differ between the ranks: {[list(p.shape) for p in parts]}")
+        raise ShardError(f"{name}: ranks differ: {', '.join(f'{p.dtype} {list(p.shape)}' for p in parts)}")
     if entry["kind"] != "sharded":
         return _agreed(name, parts)
     dim = entry["partition_dim"]
@@ -41,6 +41,8 @@ def _joined(stage: Stage, name: str) -> Any:
         raise ShardError(f"{name}: is cut into several ranks' parts, and there is one rank: shards are missing")
     full = torch.cat(parts, dim=dim)
     suffix = name.rpartition(".")[2] if stage.original(name) != name else ""
+    if suffix and stage.gqa["num_key_value_heads"] * stage.gqa["kv_size_multiplier"] % len(parts):
+        raise ShardError(f"{name}: {len(parts)} ranks cannot share its key-value heads evenly: shards are missing")
     if suffix in ("weight_k", "weight_v", "bias_k", "bias_v"):
         return _agreed(name, list(full.chunk(stage.gqa["kv_size_multiplier"], dim=0)))
     if suffix in ("weight_q", "bias_q"):
@@ -54,6 +56,8 @@ def _heads_in_order(gqa: dict[str, Any], full: Any, dim: int) -> Any:
     """Undo the shuffle of query heads: they follow the copy of the key-value head they belong to."""
     heads, kv, copies = (gqa[k] for k in ("num_attention_heads", "num_key_value_heads", "kv_size_multiplier"))
     each = heads // (kv * copies)
+    if each * kv * copies != heads or full.shape[dim] % heads:
+        raise ShardError(f"{heads} heads, {kv} key-value heads {copies} times: no order of {full.shape[dim]} rows")
     slots = [(slot % kv) * each * copies + (slot // kv) * each for slot in range(kv * copies)]
     order = torch.tensor([first + i for first in slots for i in range(each)]).argsort()
     blocks = full.unflatten(dim, (heads, -1))
@@ -91,7 +95,7 @@ def _unlisted(stage: Stage, name: str, stages: list[Stage]) -> Any | None:
     raise ShardError(f"{name}: not in the metadata, not the same on all ranks, and no other parameter's second name")
 
 
-def _tensors(stages: list[Stage]) -> Iterator[tuple[str, Any]]:
+def _tensors(stages: list[Stage], adapter: bool) -> Iterator[tuple[str, Any]]:
     """(original name, whole tensor), one at a time. Raises ShardError with every problem at the end."""
     seen: set[str] = set()
     problems: list[str] = []
@@ -108,6 +112,8 @@ def _tensors(stages: list[Stage]) -> Iterator[tuple[str, Any]]:
             elif full is not None and not problems:
                 seen.add(original)
                 yield original, full.contiguous()
+    wanted = {s.original(n) for s in stages for n in s.sharded if "lora_" in n or not adapter}
+    problems += [f"{name}: in the metadata, but in no shard" for name in sorted(wanted - seen)[:3] if not problems]
     if problems:
         raise ShardError(*problems)
 
@@ -166,7 +172,7 @@ def consolidate(
     partial.mkdir(parents=True)
     try:
         name = "adapter_model.safetensors" if adapter else "model.safetensors"
-        tensors = _tensors(open_stages(found[0], tp, pp))
+        tensors = _tensors(open_stages(found[0], tp, pp), adapter)
         files = _write(tensors, partial, name, 1 << 62 if adapter else max_bytes)  # peft reads one file only
         out.mkdir(parents=True, exist_ok=True)
         if odd := sorted({p.name for p in out.glob("*model*.safetensors*")} - set(files)):

@@ -1,19 +1,19 @@
 """From a data file to rows of exactly `block_size` tokens: one batch signature, as a static-shape device wants.
 
-Two formats, told apart by the keys of the first row:
-  {"prompt": ..., "completion": ...}   loss on the completion and its end-of-sequence token only
-  {"text": ...}                        plain language modelling: concatenated and cut, as run_clm does
+The rows' two formats are those of containers/rows.py. prompt/completion: loss on the completion and its
+end-of-sequence token only. text: plain language modelling, concatenated and cut, as run_clm does.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from containers import rows
 
 IGNORED = -100  # torch's cross entropy skips this label
 
@@ -45,30 +45,16 @@ class Rows:
 
 def read_examples(path: Path, limit: int | None) -> list[dict[str, str]]:
     """The rows of a .jsonl file. Raises DataError for the first line that does not fit, or for none at all."""
-    examples = []
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path.name} line {number}: not JSON ({error})") from None
-        keys = ("prompt", "completion") if isinstance(row, dict) and "prompt" in row else ("text",)
-        if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in keys):
-            raise DataError(f"{path.name} line {number}: needs the strings prompt and completion, or text")
-        examples.append({k: row[k] for k in keys})
+    examples: list[dict[str, str]] = []
+    for number, row in rows.read(path):
+        if isinstance(row, str):
+            raise DataError(f"{path.name} line {number}: {row}")
+        examples.append(row)
         if limit is not None and len(examples) >= limit:
             break
     if not examples:
         raise DataError(f"{path.name}: no rows")
-    if len({tuple(e) for e in examples}) > 1:
-        raise DataError(f"{path.name}: mixes prompt/completion rows with text rows")
     return examples
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
-                yield number, line
 
 
 def build_rows(examples: Sequence[dict[str, str]], tokenizer: Any, block_size: int) -> Rows:

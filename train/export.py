@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from containers import artifact
 from containers.artifact import Manifest
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+NEURON_PACKAGES = ("optimum-neuron", "torch-xla", "torch-neuronx", "neuronx-cc", "neuronx-distributed")
 
 
 def versions() -> dict[str, str]:
-    """The packages that shaped the artifact."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    """The packages that shaped the artifact; Neuron's where they are installed."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    for name in NEURON_PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def export(model: Any, tokenizer: Any, folder: Path, manifest: Manifest) -> None:

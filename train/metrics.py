@@ -20,8 +20,9 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a resume the file has the steps before it too, from the checkpoint's own history."""
-        rows = [json.dumps({k: v for k, v in row.items() if isinstance(v, (int, float))}) for row in state.log_history]
-        self.path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        with self.path.open("w", encoding="utf-8") as handle:
+            for row in state.log_history:
+                handle.write(json.dumps({k: v for k, v in row.items() if isinstance(v, (int, float))}) + "\n")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}

@@ -15,19 +15,19 @@ from pathlib import Path
 from containers.artifact import Manifest, sha256_of
 from train.arguments import DataArguments, ModelArguments, RunArguments
 from train.data import DataError, Rows, build_rows, read_examples
+from train.launch import start_workers
 
 
 def main(argv: list[str]) -> int:
     # -- arguments ---------------------------------------------------------------------------------------------
     from transformers import (
-        AutoModelForCausalLM,
         AutoTokenizer,
         HfArgumentParser,
         default_data_collator,
         set_seed,
     )
 
-    from train import checkpoint
+    from train import checkpoint, signature
     from train.devices import load
     from train.export import export, versions
     from train.metrics import MetricsCallback
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         raise DataError("no training data: give a train channel, train_file or dataset_name")
 
     # -- model -------------------------------------------------------------------------------------------------
-    model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path, torch_dtype="float32", **hub)
+    model = device.load_model(model_args.model_name_or_path, training_args, **hub)
     model.config.use_cache = False
 
     # -- train -------------------------------------------------------------------------------------------------
@@ -70,11 +70,19 @@ def main(argv: list[str]) -> int:
         data_collator=default_data_collator,
         callbacks=[metrics, stop],
     )
+    loaders = {"train": trainer.get_train_dataloader()}
+    if eval_rows is not None:
+        loaders["validation"] = trainer.get_eval_dataloader()
+    layout = signature.Layout.of(training_args, device.STATIC_SHAPES)
+    signature.check(layout, model.config, data_args.block_size, len(train_rows), loaders)
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.state.global_step < trainer.state.max_steps and stop.signum:
         print(f"stopped by signal {stop.signum} after step {trainer.state.global_step}; checkpoint saved", flush=True)
         return 128 + stop.signum
+    if device.compiling_only():
+        print("the graphs are in the compile cache; outputs of this run are invalid, nothing is exported", flush=True)
+        return 0
     seconds = time.monotonic() - started
     final = {
         "train_loss": result.training_loss,
@@ -85,6 +93,9 @@ def main(argv: list[str]) -> int:
         final["eval_loss"] = trainer.evaluate()["eval_loss"]
 
     # -- export ------------------------------------------------------------------------------------------------
+    model = device.finished(trainer)
+    if model is None:  # another worker of this job has it
+        return 0
     model.config.use_cache = True
     manifest = Manifest(
         stack=run_args.stack,
@@ -135,6 +146,7 @@ def _from_hub(args: DataArguments, limit: int | None) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
+    start_workers(sys.argv[1:])  # on device neuron: become torchrun, which comes back here once per core
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:

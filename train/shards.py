@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-SHARD = re.compile(r"dp_rank_\d+_tp_rank_(\d+)_pp_rank_(\d+)\.pt")
+SHARD = re.compile(r"dp_rank_00_tp_rank_(\d+)_pp_rank_(\d+)\.pt")
 ALLOWED = {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("torch", "Size")}
 ALLOWED |= {("collections", "OrderedDict"), ("builtins", "set"), ("__builtin__", "set")}
 
@@ -59,7 +59,7 @@ def _load(path: Path) -> Any:
     except FileNotFoundError:
         raise ShardError(f"{path.name} is missing from {path.parent}") from None
     except Exception as error:  # noqa: BLE001 (torch raises many kinds for a damaged file)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
         raise ShardError(f"{path} cannot be read, it is damaged or no shard ({reason})") from None
 
 
@@ -120,7 +120,10 @@ def open_stages(folder: Path, tp: int | None, pp: int | None) -> list[Stage]:
         raise ShardError(*problems)
     stages = []
     for p in range(depth):
-        metadata = _load(folder / f"mp_metadata_pp_rank_{p}.pt")
+        file = folder / f"mp_metadata_pp_rank_{p}.pt"
+        metadata = _load(file)
+        if not isinstance(metadata, dict) or not {"sharded_metadata", "gqa_qkv_metadata"} <= metadata.keys():
+            raise ShardError(f"{file}: does not say how the parameters were cut")
         ranks = [Shard(files[p, t]) for t in range(width)]
         for rank in ranks[1:]:
             if odd := sorted(rank.values.keys() ^ ranks[0].values.keys()):

@@ -12,7 +12,7 @@ from harness.record import Record
 def show(record: Record, result: dict[str, Any], as_json: bool) -> None:
     """The table that ends a run, and where the rest is."""
     if as_json:
-        output.out(json.dumps(result, indent=2, sort_keys=True))
+        output.out(json.dumps(result, indent=2))
         return
     accuracy, unparsable = result["accuracy"], result["unparsable"]
     rows = [("always the most frequent answer", _percent(accuracy["majority"]), "")]

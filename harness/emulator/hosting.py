@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import urllib3
 
 from containers import contract
 from containers.contract import Paths
 from harness.emulator.state import ObjectStore
-from harness.errors import EndpointFailed, NotFound
+from harness.errors import Busy, EndpointFailed, NotFound
 from harness.executors import process
 from harness.executors.process import ContainerSpec, Handle
 
@@ -41,7 +42,13 @@ def endpoint_from_json(raw: dict[str, Any]) -> Endpoint:
 
 
 def create(
-    name: str, model: dict[str, Any], store: ObjectStore, folder: Path, log: Path, launchers: tuple[Path, ...]
+    name: str,
+    model: dict[str, Any],
+    store: ObjectStore,
+    folder: Path,
+    log: Path,
+    launchers: tuple[Path, ...],
+    port: int | None = None,
 ) -> Endpoint:
     """Start the container of a CreateModel request; the endpoint is Creating.
 
@@ -53,7 +60,7 @@ def create(
         load_model_data(source, store, paths.model)
     except (NotFound, ValueError, tarfile.TarError, EOFError, OSError) as error:
         raise EndpointFailed(f"endpoint {name}: model data {source['S3Uri']} cannot be read", str(error)) from None
-    port = free_port()
+    port = free_port() if port is None else claim_port(port)
     handle = process.start(
         ContainerSpec(
             name=name,
@@ -89,6 +96,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def claim_port(port: int) -> int:
+    """`port`, if nothing listens on it. Raises Busy naming who does, where that can be seen."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            holders = [c.pid for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port and c.pid]
+            who = f"process {holders[0]} ({psutil.Process(holders[0]).name()}) has it" if holders else str(error)
+            raise Busy(f"port {port} is taken", who, "leave --port out to get a free one") from None
+    return port
 
 
 def wait_in_service(endpoint: Endpoint, window: float, on_tick: Callable[[], None] = lambda: None) -> None:

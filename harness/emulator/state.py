@@ -31,13 +31,24 @@ class ObjectStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         partial.unlink(missing_ok=True)
-        link_or_copy(source, partial)
-        os.replace(partial, target)
+        try:
+            link_or_copy(source, partial)
+            os.replace(partial, target)
+        finally:
+            # rename() does nothing where both names are links to one file already.
+            partial.unlink(missing_ok=True)
 
     def put_tree(self, source: Path, prefix: str) -> None:
         """Store every file below `source` under `prefix`."""
         for path in sorted(p for p in source.rglob("*") if p.is_file()):
             self.put_file(path, f"{prefix.rstrip('/')}/{path.relative_to(source).as_posix()}")
+
+    def mirror(self, source: Path, prefix: str) -> None:
+        """Make `prefix` hold what `source` holds; what is gone there goes here, after the new is in place."""
+        self.put_tree(source, prefix)
+        for key, path in list(self.files(prefix)):
+            if not (source / key).is_file():
+                path.unlink()
 
     def files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         """(key relative to `prefix`, file) of every object under it; an object's own URI gives its name."""

@@ -6,29 +6,31 @@ outputs that the contract promises. One host; the other parts of the API come wi
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
+from harness import interrupts
 from harness.emulator.state import ObjectStore
 from harness.errors import NotFound
 from harness.executors import process
 from harness.executors.process import ContainerSpec, Handle
+from harness.interrupts import shielded
 
 OnStatus = Callable[[str, str], None]
 
 
 @dataclass
 class TrainingJob:
-    """What DescribeTrainingJob would say, under its own names."""
+    """What DescribeTrainingJob would say, under its own names, and the container to find it again by."""
 
     name: str
     status: str = "InProgress"
@@ -37,55 +39,86 @@ class TrainingJob:
     model_artifacts: str = ""
     exit_code: int | None = None
     transitions: list[tuple[str, float]] = field(default_factory=list)
-
-    def seconds(self, status: str) -> float:
-        """How long the job was in a secondary status."""
-        times = [*self.transitions, ("", time.time())]
-        return sum(b[1] - a[1] for a, b in pairwise(times) if a[0] == status)
+    handle: dict[str, Any] | None = None
 
 
 class TrainingRunner:
-    """Runs one job. `stop()` may be called from a signal handler or another thread."""
+    """Runs one job, in two parts: the container, and the upload of what it left.
+
+    `on_change` is called whenever the job has changed, before anything else happens: the record is never behind.
+    """
 
     def __init__(
-        self, request: dict[str, Any], store: ObjectStore, folder: Path, log: Path, on_status: OnStatus
+        self,
+        request: dict[str, Any],
+        store: ObjectStore,
+        folder: Path,
+        log: Path,
+        on_status: OnStatus,
+        on_change: Callable[[TrainingJob], None],
     ) -> None:
-        self.request, self.store, self.log, self.on_status = request, store, log, on_status
+        self.request, self.store, self.log = request, store, log
+        self.on_status, self.on_change = on_status, on_change
         self.paths = Paths(folder)
         self.job = TrainingJob(request["TrainingJobName"])
-        self.handle: Handle | None = None
-        self.stop_requested = False
 
-    def run(self, on_tick: Callable[[], None] = lambda: None) -> TrainingJob:
-        """Run the job to its end; `on_tick` is called a few times a second meanwhile."""
-        self._enter("Starting", "preparing the container")
-        try:
-            self._download()
-        except (NotFound, ValueError) as error:
-            return self._end("Failed", f"ClientError: Data download failed: {error}")
-        self._enter("Training", "training image started")
-        self.handle = process.start(self._spec())
+    def run_container(self, on_tick: Callable[[], None] = lambda: None) -> TrainingJob:
+        """Channels, container, checkpoints. Ends as InProgress with exit code 0 where there is a model to upload.
+
+        A signal to the harness becomes StopTrainingJob: the container gets TERM and its time to save a checkpoint.
+        """
+        with shielded():
+            self._enter("Starting", "preparing the container")
+            try:
+                self._download()
+            except (NotFound, ValueError) as error:
+                return self._end("Failed", f"ClientError: Data download failed: {error}")
+            handle = process.start(self._spec())
+            self.job.handle = handle.to_json()
+            self._enter("Training", "training image started")
+            stopped = self._watch(handle, on_tick)
+            process.remove(handle)
+            self._save_checkpoints()
+            if stopped and self.job.exit_code != 0:
+                return self._end(stopped)
+            if self.job.exit_code != 0:
+                reason = contract.read_failure(self.paths) or f"AlgorithmError: exit code {self.job.exit_code}"
+                return self._end("Failed", reason)
+        return self.job
+
+    def _watch(self, handle: Handle, on_tick: Callable[[], None]) -> str:
+        """Wait for the container's end; why it was stopped, or the empty string."""
         deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
-        final = "Completed"
-        while (code := process.poll(self.handle)) is None:
-            if self.stop_requested or time.monotonic() > deadline:
-                final = "Stopped" if self.stop_requested else "MaxRuntimeExceeded"
-                self.on_status("Stopping", "SIGTERM sent")
-                code = process.stop(self.handle, contract.TRAIN_STOP_WAIT)
-                break
+        while (code := process.poll(handle)) is None:
+            late = time.monotonic() > deadline
+            if interrupts.requested() or late:
+                self._enter("Stopping", "SIGTERM sent, waiting for the checkpoint")
+                self.job.exit_code = process.stop(handle, contract.TRAIN_STOP_WAIT)
+                return "MaxRuntimeExceeded" if late else "Stopped"
             on_tick()
             time.sleep(0.1)
-        process.remove(self.handle)
         self.job.exit_code = code
-        if final == "Completed" and code != 0:
-            reason = contract.read_failure(self.paths) or f"AlgorithmError: exit code {code}"
-            return self._end("Failed", reason)
-        self._upload()
-        return self._end(final)
+        return ""
 
-    def stop(self) -> None:
-        """StopTrainingJob."""
-        self.stop_requested = True
+    def upload(self) -> TrainingJob:
+        """Pack what the container left into the output path; may be interrupted and called again."""
+        self._enter("Uploading", "model and output")
+        root = f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.job.name}/output"
+        try:
+            if any(self.paths.model.iterdir()):
+                pack(self.paths.model, self.store.path(f"{root}/model.tar.gz"))
+                self.job.model_artifacts = f"{root}/model.tar.gz"
+            if any(self.paths.output_data.iterdir()):
+                pack(self.paths.output_data, self.store.path(f"{root}/output.tar.gz"))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return self._end("Failed", "ClientError: Artifact upload failed: no space left on the disk")
+        return self._end("Completed")
+
+    def _save_checkpoints(self) -> None:
+        if "CheckpointConfig" in self.request and self.paths.checkpoints.is_dir():
+            self.store.mirror(self.paths.checkpoints, self.request["CheckpointConfig"]["S3Uri"])
 
     def _download(self) -> None:
         self._enter("Downloading", "input channels")
@@ -123,25 +156,16 @@ class TrainingRunner:
             network=not self.request.get("EnableNetworkIsolation", False),
         )
 
-    def _upload(self) -> None:
-        self._enter("Uploading", "model and output")
-        root = f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.job.name}/output"
-        if any(self.paths.model.iterdir()):
-            self.job.model_artifacts = f"{root}/model.tar.gz"
-            pack(self.paths.model, self.store.path(self.job.model_artifacts))
-        if any(self.paths.output_data.iterdir()):
-            pack(self.paths.output_data, self.store.path(f"{root}/output.tar.gz"))
-        if "CheckpointConfig" in self.request and any(self.paths.checkpoints.iterdir()):
-            self.store.put_tree(self.paths.checkpoints, self.request["CheckpointConfig"]["S3Uri"])
-
     def _enter(self, secondary: str, message: str) -> None:
         self.job.secondary_status = secondary
         self.job.transitions.append((secondary, time.time()))
+        self.on_change(self.job)
         self.on_status(secondary, message)
 
     def _end(self, secondary: str, reason: str = "") -> TrainingJob:
         self.job.status = "Stopped" if secondary == "MaxRuntimeExceeded" else secondary
         self.job.failure_reason = reason[: contract.MAX_FAILURE_REASON]
+        self.job.handle = None
         self._enter(secondary, reason.splitlines()[0] if reason else "")
         return self.job
 

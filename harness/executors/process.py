@@ -7,13 +7,14 @@ even after a crash of the harness or of the container's own PID 1.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,6 @@ class Handle:
     name: str
     pid: int
     created: float
-    scratch: str
     log: str
 
     def to_json(self) -> dict[str, Any]:
@@ -88,13 +88,22 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
     return {**env, **spec.environment}
 
 
+def scratch_of(name: str) -> Path:
+    """The container's /tmp. By its name alone, so that it is found again after a crash between making and noting it.
+
+    Short, because the server's Unix socket lies in it and such a path may have 107 bytes.
+    """
+    return Path("/tmp") / f"nh-{hashlib.sha256(f'{os.getuid()}-{name}'.encode()).hexdigest()[:12]}"  # noqa: S108
+
+
 def start(spec: ContainerSpec) -> Handle:
     """Start `python -m containers.entrypoint <command>`; its output goes to `spec.log`."""
     python = python_of(spec.role)
     if not python.exists():
         raise MissingPrerequisite(f"{python.parent.parent.name} is not set up", hint="run: make setup")
-    # Short, because the server's Unix socket lies in it and such a path may have 107 bytes.
-    scratch = Path(tempfile.mkdtemp(prefix="nh-", dir="/tmp"))
+    scratch = scratch_of(spec.name)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("ab") as log:
         child = subprocess.Popen(
@@ -107,7 +116,7 @@ def start(spec: ContainerSpec) -> Handle:
             start_new_session=True,
         )
     _children[child.pid] = child
-    return Handle(spec.name, child.pid, psutil.Process(child.pid).create_time(), str(scratch), str(spec.log))
+    return Handle(spec.name, child.pid, psutil.Process(child.pid).create_time(), str(spec.log))
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}  # ours to reap; a handle from a record has none
@@ -155,18 +164,24 @@ def stop(handle: Handle, wait: float) -> int | None:
 
 def remove(handle: Handle) -> int | None:
     """What the end of a container's PID 1 does: everything in it is killed, its scratch directory deleted."""
-    for _ in range(3):  # a process may fork while the list is made
-        left = members(handle.name)
-        for process in left:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        if not left:
-            break
-        psutil.wait_procs(left, timeout=5)
+    sweep(handle.name)
     child = _children.get(handle.pid)
     if child is not None:
         child.wait(timeout=10)
-    shutil.rmtree(handle.scratch, ignore_errors=True)
     return poll(handle)
+
+
+def sweep(name: str) -> int:
+    """Kill every process of the container called `name` and delete its scratch; returns how many there were."""
+    found = 0
+    for _ in range(5):  # a process may fork while the list is made
+        left = members(name)
+        found += len(left)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if not left:
+            break
+        psutil.wait_procs(left, timeout=5)
+    shutil.rmtree(scratch_of(name), ignore_errors=True)
+    return found

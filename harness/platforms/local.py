@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from containers import contract
+from containers.artifact import MANIFEST
 from harness import assets, plan as plans
 from harness.assets import datasets, djl, models
 from harness.emulator import hosting, invocations
 from harness.emulator.hosting import Endpoint
 from harness.emulator.state import ObjectStore
-from harness.emulator.training import OnStatus, TrainingJob, TrainingRunner
-from harness.errors import JobFailed, NotFound
+from harness.emulator.training import OnStatus, TrainingRunner
+from harness.errors import HarnessError, JobFailed, NotFound
+from harness.executors import process
+from harness.executors.process import Handle
+from harness.interrupts import shielded
 from harness.paths import CACHE, runs_dir
 from harness.plan import Deployment, Plan
 from harness.profile import LOCAL
@@ -60,21 +65,69 @@ class Local:
             return datasets.write_channels(split, run.data.prompt, run.data.labels, folder)
         return {k: Path(v) for k in datasets.CHANNELS if (v := getattr(run.data, k)) is not None}
 
-    def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> TrainingJob:
-        """CreateTrainingJob, to its end. Raises JobFailed with the FailureReason."""
+    def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
+        """CreateTrainingJob to its end, or on from where it was interrupted; the artifact's URI.
+
+        Raises JobFailed with the FailureReason.
+        """
         request = plans.resolve(plan.create_training_job, IMAGES)
-        self._send("CreateTrainingJob", plan.run_id, request)
         folder = self.record.path / "job"
-        shutil.rmtree(folder, ignore_errors=True)
-        runner = TrainingRunner(request, self.store, folder, self.record.log, on_status)
-        job = runner.run(on_tick)
-        self.record.write_json("job.json", vars(job))
+        before = self.record.read_json("job.json") or {}
+        runner = TrainingRunner(
+            request, self.store, folder, self.record.log, on_status, lambda job: self._save_job(vars(job))
+        )
+        if before.get("status") == "Completed" and self.store.path(before["model_artifacts"]).is_file():
+            return str(before["model_artifacts"])
+        if (folder / "model" / MANIFEST).is_file():
+            self.say("the model is trained; packing it")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._send("CreateTrainingJob", plan.run_id, request)
+            runner.run_container(on_tick)
+        job = runner.upload() if runner.job.status == "InProgress" else runner.job
         self.record.note("ended", kind="training-job", name=job.name, status=job.status)
         if job.status != "Completed":
             raise JobFailed(
                 f"training job {job.name} ended as {job.status}", job.failure_reason, f"see {self.record.log}"
             )
-        return job
+        return job.model_artifacts
+
+    def _save_job(self, job: dict[str, Any]) -> None:
+        self.record.write_json("job.json", job)
+
+    def settle(self) -> None:
+        """Bring the record up to date after a crash of the harness: nothing runs that it does not say runs.
+
+        A training container without its harness is stopped, with its time for a checkpoint; an endpoint that did not
+        get as far as InService is deleted, and so is one whose container has ended.
+        """
+        job = self.record.read_json("job.json") or {}
+        if job.get("status") == "InProgress":
+            self._settle_job(job)
+        for folder in (self.record.path, self.store.path(f"s3://{LOCAL.bucket}/runs/{self.record.id}")):
+            for path in list(folder.rglob(".*.partial")):
+                _delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for endpoint in list(self.endpoints()):
+            if endpoint.status != "InService" or not process.alive(endpoint.handle):
+                self.say(f"endpoint {endpoint.name} was left unfinished or has ended; deleting it")
+                self.delete(endpoint)
+        for line in self.record.ledger():
+            # Started, but killed before the record had its handle.
+            known = {e.name for e in self.endpoints()}
+            if line["event"] == "create" and line["operation"] != "CreateModel" and line["name"] not in known:
+                process.sweep(line["name"])
+
+    def _settle_job(self, job: dict[str, Any]) -> None:
+        if job.get("handle"):
+            handle = Handle(**job["handle"])
+            if process.alive(handle):
+                self.say("training was left running; stopping it, with time for its checkpoint")
+                process.stop(handle, contract.TRAIN_STOP_WAIT)
+        process.sweep(job["name"])
+        checkpoints = self.record.path / "job" / "checkpoints"
+        if checkpoints.is_dir():
+            self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")
+        self._save_job({**job, "status": "Stopped", "secondary_status": "Interrupted", "handle": None})
 
     def artifact_uri(self) -> str:
         """Where the finished artifact is. Raises NotFound where training has not completed."""
@@ -83,8 +136,11 @@ class Local:
             raise NotFound(f"run {self.record.id} has no artifact", f"training: {job.get('status', 'not started')}")
         return str(job["model_artifacts"])
 
-    def deploy(self, deployment: Deployment, on_tick: Callable[[], None]) -> Endpoint:
-        """CreateModel, CreateEndpointConfig, CreateEndpoint, then wait until InService."""
+    def deploy(self, deployment: Deployment, on_tick: Callable[[], None], port: int | None = None) -> Endpoint:
+        """CreateModel, CreateEndpointConfig, CreateEndpoint, then wait until InService; one that is, is kept."""
+        for running in self.endpoints():
+            if running.name == deployment.endpoint_name and running.status == "InService":
+                return running
         known = dict(IMAGES)
         if "placeholder" in str(deployment.create_model["PrimaryContainer"]["ModelDataSource"]):
             known["artifact_uri"] = self.artifact_uri()
@@ -97,16 +153,27 @@ class Local:
         folder = self.record.path / "endpoints" / name
         _delete_tree(folder)
         log = self.record.path / "logs" / f"{name}.log"
-        endpoint = hosting.create(name, model, self.store, folder, log, launchers)
-        self.record.write_json(f"endpoints/{name}.json", endpoint.to_json())
         window = deployment.create_endpoint_config["ProductionVariants"][0][
             "ContainerStartupHealthCheckTimeoutInSeconds"
         ]
+        endpoint: Endpoint | None = None
         try:
+            with shielded():
+                endpoint = hosting.create(name, model, self.store, folder, log, launchers, port)
+                self._save_endpoint(endpoint)
             hosting.wait_in_service(endpoint, window, on_tick)
-        finally:
-            self.record.write_json(f"endpoints/{name}.json", endpoint.to_json())
+            self._save_endpoint(endpoint)
+        except HarnessError:  # an interruption is one of them
+            if endpoint is not None:
+                self.delete(endpoint)
+            else:
+                process.sweep(name)
+                _delete_tree(folder)
+            raise
         return endpoint
+
+    def _save_endpoint(self, endpoint: Endpoint) -> None:
+        self.record.write_json(f"endpoints/{endpoint.name}.json", endpoint.to_json())
 
     def endpoints(self) -> Iterator[Endpoint]:
         """This run's endpoints that were not deleted."""
@@ -119,15 +186,21 @@ class Local:
         """InvokeEndpoint."""
         return invocations.invoke(endpoint, body)
 
+    def invoke_stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[bytes]:
+        """InvokeEndpointWithResponseStream."""
+        return invocations.invoke_stream(endpoint, body)
+
     def delete(self, endpoint: Endpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel: no process, port or model copy is left."""
-        hosting.delete(endpoint)
-        _delete_tree(self.record.path / "endpoints" / endpoint.name)
-        self.record.write_json(f"endpoints/{endpoint.name}.json", endpoint.to_json())
-        self.record.note("deleted", kind="endpoint", name=endpoint.name)
+        with shielded():
+            hosting.delete(endpoint)
+            _delete_tree(self.record.path / "endpoints" / endpoint.name)
+            self._save_endpoint(endpoint)
+            self.record.note("deleted", kind="endpoint", name=endpoint.name)
 
     def down(self) -> list[str]:
-        """Delete every endpoint of this run; returns their names."""
+        """Delete every endpoint of this run and stop what was left running; returns the endpoints' names."""
+        self.settle()
         names = []
         for endpoint in self.endpoints():
             self.delete(endpoint)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import evaluate, invoke, plan as plans, record as records, report, runfile, stacks
+from containers.artifact import MANIFEST
+from harness import checks, evaluate, invoke, plan as plans, record as records, report, runfile, stacks
 from harness.emulator.hosting import Endpoint
-from harness.errors import InvalidInput, NotFound
+from harness.errors import Interrupted, InvalidInput, MissingPrerequisite
 from harness.estimate import cpu
 from harness.evaluate import HeldOut, Score
 from harness.plan import Deployment, Plan
@@ -25,49 +29,91 @@ ASK_BATCH = 16  # prompts a request: a batch that two cores answer in well under
 SHOWN_PROMPTS = 5
 
 
-def new_run(path: Path, measured: bool = False) -> tuple[Record, RunFile, Plan]:
+@dataclass(frozen=True)
+class Run:
+    """A run that is being worked on: its record, its file and its plan."""
+
+    record: Record
+    file: RunFile
+    plan: Plan
+
+
+def start(path: Path, measured: bool = False) -> Run:
     """Check the run file, make the plan, and only then a record."""
-    run = runfile.load(path)
-    if measured:
-        check_measurable(run)
-    plan = make_plan(run, records.new_id(run.name))
-    record = records.create(plan.run_id, runfile.find(path))
-    record.write_text("run.json", run.model_dump_json(indent=2) + "\n")
-    record.write_text("plan.json", plan.to_json() + "\n")
-    return record, run, plan
+    path = runfile.find(path)
+    stack = stacks.get(stacks.DEFAULT)
+    file = checks.load(path, stack, measured)
+    plan = plans.make(file, stack, LOCAL, records.new_id(file.name))
+    files = {"run.json": file.model_dump_json(indent=2) + "\n", "plan.json": plan.to_json() + "\n"}
+    return Run(records.create(plan.run_id, path, files), file, plan)
 
 
-def check_measurable(run: RunFile) -> None:
-    """`run` ends with a measurement; say so before anything is trained."""
-    if run.data.labels is None or (run.data.id is None and run.data.test is None):
-        why = "it asks the endpoint held-out examples and compares the answers with their labels"
-        hint = "add them, or use: harness train, harness deploy, harness invoke"
-        raise InvalidInput("`run` needs data.labels and a test channel", why, hint)
+def start_or_continue(argument: Path, measured: bool = False) -> Run:
+    """A run file starts a run; the id of a run goes on with it."""
+    if argument.parent == Path() and not argument.is_file():
+        for record in records.all_records():
+            if record.id == argument.name:
+                run = resume(record)
+                if measured and (problems := checks.check_measurable(run.file)):
+                    raise InvalidInput.of(problems)
+                return run
+    return start(argument, measured)
 
 
-def make_plan(run: RunFile, run_id: str) -> Plan:
-    """The plan of `run` for the local profile."""
-    return plans.make(run, stacks.get(stacks.DEFAULT), LOCAL, run_id)
+def resume(record: Record) -> Run:
+    """A run from its record."""
+    file = RunFile.model_validate_json((record.path / "run.json").read_text(encoding="utf-8"))
+    return Run(record, file, plans.from_json((record.path / "plan.json").read_text(encoding="utf-8")))
 
 
-def open_run(record: Record) -> tuple[RunFile, Plan]:
-    """The run file and plan of an existing record."""
-    plan_file = record.path / "plan.json"
-    if not plan_file.exists():
-        raise NotFound(f"run {record.id} has no plan", "its start was interrupted", "delete it and start anew")
-    run = RunFile.model_validate_json((record.path / "run.json").read_text(encoding="utf-8"))
-    return run, plans.from_json(plan_file.read_text(encoding="utf-8"))
+@contextmanager
+def working_on(run: Run, verb: str, reporter: Reporter) -> Iterator[Local]:
+    """Hold the run, settle what a crash has left, and say how to go on after an interruption."""
+    with run.record.held(verb):
+        platform = Local(run.record, reporter.say)
+        try:
+            platform.settle()
+            yield platform
+        except Interrupted as error:
+            target = run.record.id
+            raise Interrupted(
+                error.signum, f"interrupted; {_where(run.record)}", f"go on: harness {verb} {target}"
+            ) from None
 
 
-def train(record: Record, run: RunFile, plan: Plan, reporter: Reporter) -> None:
-    """Upload what the job needs, then run it to its end."""
-    platform = Local(record, reporter.say)
-    platform.upload(run, plan)
-    _say_estimate(platform, run, reporter)
-    follow = _LogFollower(record.log, reporter)
-    job = platform.train(plan, lambda status, text: reporter.say(f"{status}: {text}" if text else status), follow)
+def _where(record: Record) -> str:
+    """Where things stand, in a few words."""
+    job = record.read_json("job.json") or {}
+    status = job.get("status")
+    if status == "Completed":
+        return "the model is trained"
+    if (record.path / "job" / "model" / MANIFEST).is_file():
+        return "the model is trained and not packed yet"
+    steps = [int(p.name.split("-")[1]) for p in (record.path / "job" / "checkpoints").glob("checkpoint-*")]
+    return f"training stands at step {max(steps)}, saved" if steps else "training has no checkpoint yet"
+
+
+def train(run: Run, platform: Local, reporter: Reporter) -> None:
+    """Upload what the job needs, then run it to its end; nothing is done that is done already."""
+    platform.upload(run.file, run.plan)
+    _check_disk(run, platform)
+    _say_estimate(platform, run.file, reporter)
+    follow = _LogFollower(run.record.log, reporter)
+    artifact = platform.train(
+        run.plan, lambda status, text: reporter.say(f"{status}: {text}" if text else status), follow
+    )
     follow()
-    reporter.say(f"artifact: {job.model_artifacts}")
+    reporter.say(f"artifact: {artifact}")
+
+
+def _check_disk(run: Run, platform: Local) -> None:
+    """Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), the artifact, its archive."""
+    prefix = plans.model_prefix(run.file, LOCAL, run.plan.run_id)
+    model = sum(path.stat().st_size for _, path in platform.store.files(prefix))
+    need, free = 14 * model + 200_000_000, shutil.disk_usage(run.record.path).free
+    if free < need:
+        what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
+        raise MissingPrerequisite(what, "checkpoints, artifact and its archive", "free some, or set HARNESS_RUNS_DIR")
 
 
 def _say_estimate(platform: Local, run: RunFile, reporter: Reporter) -> None:
@@ -89,7 +135,8 @@ class _LogFollower:
     """Called now and then: reports the steps that the trainer has logged since."""
 
     def __init__(self, log: Path, reporter: Reporter) -> None:
-        self.log, self.reporter, self.position = log, reporter, 0
+        self.log, self.reporter = log, reporter
+        self.position = log.stat().st_size if log.exists() else 0  # a resumed job appends
 
     def __call__(self) -> None:
         if not self.log.exists():
@@ -107,52 +154,55 @@ class _LogFollower:
                 self.reporter.progress(f"training, loss {match[3]}", int(match[1]), int(match[2]))
 
 
-def deploy(record: Record, deployment: Deployment, reporter: Reporter) -> Endpoint:
+def deploy(platform: Local, deployment: Deployment, reporter: Reporter, port: int | None = None) -> Endpoint:
     """One endpoint, InService."""
-    platform = Local(record, reporter.say)
     reporter.say(f"endpoint {deployment.endpoint_name}: Creating")
-    endpoint = platform.deploy(deployment, lambda: None)
+    endpoint = platform.deploy(deployment, lambda: None, port)
     reporter.say(f"endpoint {endpoint.name}: InService on 127.0.0.1:{endpoint.port}")
     return endpoint
 
 
-def measure(record: Record, run: RunFile, plan: Plan, meter: Meter, reporter: Reporter) -> dict[str, Any]:
-    """Base and tuned model over the test rows, each through its own endpoint; the result, also as files."""
-    platform = Local(record, reporter.say)
-    assert run.data.labels is not None
-    rows = evaluate.read_rows(platform.channels(run)["test"])
-    labels = evaluate.labels_of(run.data.labels)
+def measure(run: Run, platform: Local, meter: Meter, reporter: Reporter, keep: bool) -> dict[str, Any]:
+    """Base and tuned model over the test rows, each through its own endpoint; no row is asked twice.
+
+    `keep` leaves the tuned model's endpoint running.
+    """
+    assert run.file.data.labels is not None
+    rows = evaluate.read_rows(platform.channels(run.file)["test"])
+    labels = evaluate.labels_of(run.file.data.labels)
     scores: dict[str, Score] = {}
-    for which, deployment in (("base", plan.base), ("tuned", plan.tuned)):
+    for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):
         if deployment is None:
             continue
-        with meter.phase(f"deploy_{which}"):
-            endpoint = deploy(record, deployment, reporter)
-        try:
-            with meter.phase(f"evaluate_{which}"):
-                scores[which] = _score(platform, endpoint, rows, labels, which, reporter)
-        finally:
-            with meter.phase(f"delete_{which}"):
-                platform.delete(endpoint)
-    return _result(record, rows, scores)
+        stays = keep and which == "tuned"
+        answers = run.record.read_json(f"answers-{which}.json")
+        if answers is None or stays:
+            with meter.phase(f"deploy_{which}"):
+                endpoint = deploy(platform, deployment, reporter)
+            try:
+                if answers is None:
+                    with meter.phase(f"evaluate_{which}"):
+                        answers = _ask_all(platform, endpoint, rows, which, reporter)
+                    run.record.write_json(f"answers-{which}.json", answers)
+            except BaseException:
+                stays = False
+                raise
+            finally:
+                if not stays:
+                    with meter.phase(f"delete_{which}"):
+                        platform.delete(endpoint)
+        scores[which] = evaluate.score(rows, labels, answers)
+    return _result(run.record, rows, scores)
 
 
-def _score(
-    platform: Local,
-    endpoint: Endpoint,
-    rows: list[HeldOut],
-    labels: list[str],
-    which: str,
-    reporter: Reporter,
-) -> Score:
-    def ask(prompts: list[str]) -> list[str]:
+def _ask_all(platform: Local, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter) -> list[str]:
+    answers: list[str] = []
+    for start_at in range(0, len(rows), ASK_BATCH):
+        prompts = [row.prompt for row in rows[start_at : start_at + ASK_BATCH]]
         body = invoke.request(prompts, max_new_tokens=evaluate.MAX_NEW_TOKENS)
-        return invoke.texts(platform.invoke(endpoint, body))
-
-    def on_done(done: int) -> None:
-        reporter.progress(f"asking the {which} model", done, len(rows))
-
-    return evaluate.score(rows, labels, ask, ASK_BATCH, on_done)
+        answers += invoke.texts(platform.invoke(endpoint, body))
+        reporter.progress(f"asking the {which} model", len(answers), len(rows))
+    return answers
 
 
 def _result(record: Record, rows: list[HeldOut], scores: dict[str, Score]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ logging_steps = 5
 bf16 = true
 {more}
 [serve]
-n_positions = 64
+n_positions = 120
 [compute]
 startup_seconds = 120
 """

@@ -1,13 +1,20 @@
 """Device cpu's trainer against transformers' own: the same losses, step by step, and the same evaluation loss.
 
-    .venv-train/bin/python -m tests.chain.losses_equal MODEL TRAIN_FILE
+.venv-train/bin/python -m tests.chain.losses_equal MODEL TRAIN_FILE
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 
 from train.data import build_rows, read_examples
 from train.devices.cpu import AnswerLossTrainer

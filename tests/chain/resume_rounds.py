@@ -2,7 +2,7 @@
 
     .venv-train/bin/python -m tests.chain.resume_rounds MODEL TRAIN_FILE ROUNDS SEED
 
-All in one process, so that a round costs a second: everything that a step depends on comes from the disk and the seed.
+All in one process, so that a round costs a second: all that a step depends on comes from the disk and the seed.
 """
 
 import json
@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
@@ -26,7 +27,7 @@ SENT: list[int] = []
 class SignalAt(TrainerCallback):
     """Sends TERM to this very process at the steps in `at`."""
 
-    at: set[int] = set()
+    at: ClassVar[set[int]] = set()
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step in self.at:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from harness.executors.process import MARKER
+from tests.test_readme import blocks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.server
@@ -26,6 +27,13 @@ def harness(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
         timeout=240,
         check=False,
     )
+
+
+def blocks_with_endpoint() -> list[str]:
+    """The README's lines that need an endpoint."""
+    found = [text for _, tag, text in blocks(ROOT) if tag == "run-with-endpoint"]
+    assert found
+    return "".join(found).splitlines()
 
 
 def left_over() -> list[str]:
@@ -71,9 +79,9 @@ def test_verbs_one_by_one(tiny_run: Path) -> None:
     try:
         asked = harness("invoke", "x red: warm?", "--max-new-tokens", "2", cwd=folder)
         assert (asked.returncode, asked.stdout.strip()) == (0, "Yes"), asked.stderr
-        too_long = harness("invoke", "red " * 80, cwd=folder)
+        too_long = harness("invoke", "red " * 120, cwd=folder)
         assert too_long.returncode == 6
-        assert "exceeds n_positions 64" in too_long.stderr
+        assert "exceeds n_positions 120" in too_long.stderr
         assert "Traceback" not in too_long.stderr
     finally:
         down = harness("down", run_id, cwd=folder)
@@ -92,6 +100,45 @@ def test_a_job_that_fails_says_why(tiny_run: Path) -> None:
     assert done.returncode == 5
     assert "block_size 4: no example fits (64 are longer)" in done.stderr
     assert "Traceback" not in done.stderr
+    assert left_over() == []
+
+
+def test_a_kept_endpoint_streams_and_answers_a_file_of_prompts(tiny_run: Path) -> None:
+    folder = tiny_run.parent
+    done = harness("run", str(tiny_run), "--keep", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    try:
+        listed = json.loads(harness("ps", "--json", cwd=folder).stdout)
+        assert [e["status"] for e in listed[0]["endpoints"]] == ["InService"]
+        assert listed[0]["training"] == "Completed"
+        assert listed[0]["accuracy"] == 1.0
+        streamed = harness("invoke", "x blue: warm?", "--stream", "--max-new-tokens", "3", cwd=folder)
+        assert streamed.stdout == "No\n", streamed.stderr
+        (folder / "prompts.txt").write_text("a red: warm?\n\nb blue: warm?\n")
+        many = harness("invoke", "--file", "prompts.txt", "--json", "--max-new-tokens", "2", cwd=folder)
+        assert [json.loads(line)["generated_text"] for line in many.stdout.splitlines()] == ["Yes", "No"]
+        again = harness("run", listed[0]["run"], cwd=folder)
+        assert again.stdout == done.stdout.rsplit("\n", 2)[0] + "\n", "a finished run shows its result again"
+        logs = harness("logs", "--endpoint", "tuned", cwd=folder)
+        assert "handler ready: engine cpu" in logs.stdout
+        for line in blocks_with_endpoint():
+            ran = subprocess.run(
+                line.replace(".venv/bin/harness", str(ROOT / ".venv/bin/harness")),
+                shell=True,
+                cwd=folder,
+                env={**os.environ, "HARNESS_RUNS_DIR": str(folder / ".runs")},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ran.returncode == 0, (line, ran.stderr)
+            assert ran.stdout, line
+        port = listed[0]["endpoints"][0]["url"].split(":")[2].split("/")[0]
+        taken = harness("deploy", "--base", "--port", port, cwd=folder)
+        assert taken.returncode == 7
+        assert f"error: port {port} is taken" in taken.stderr
+    finally:
+        harness("down", cwd=folder)
     assert left_over() == []
 
 

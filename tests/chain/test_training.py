@@ -23,7 +23,9 @@ def data(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_the_cpu_devices_losses_are_transformers_own(tiny_model: Path, data: Path) -> None:
-    assert in_train_environment("-m", "tests.chain.losses_equal", str(tiny_model), str(data)).count("agree within") == 2
+    assert (
+        in_train_environment("-m", "tests.chain.losses_equal", str(tiny_model), str(data)).count("agree within") == 2
+    )
 
 
 def test_ten_rounds_of_three_terms_each_change_no_loss(tiny_model: Path, data: Path) -> None:
@@ -94,7 +96,9 @@ torch.save = kill_at_second
 SAVING = ("--max_steps", "15", "--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "2")
 
 
-def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+def test_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
     whole = trainer(tiny_model, data, tmp_path / "whole", *SAVING)
     killed = trainer(tiny_model, data, tmp_path, *SAVING, program=KILL)
     killed.communicate(timeout=120)
@@ -117,9 +121,9 @@ def losses(base: Path) -> dict[int, float]:
 def test_damaged_and_foreign_checkpoints_are_refused_with_the_reason(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    trainer(tiny_model, data, tmp_path, "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2").communicate(
-        timeout=120
-    )
+    trainer(
+        tiny_model, data, tmp_path, "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"
+    ).communicate(timeout=120)
     first, second = tmp_path / "c" / "checkpoint-2", tmp_path / "c" / "checkpoint-4"
     whole = (second / "model.safetensors").read_bytes()
     (second / "model.safetensors").write_bytes(whole[:1000])

@@ -1,11 +1,11 @@
-"""Back ends of the trainer. A device is a module with ARGUMENTS, adapt() and trainer()."""
+"""Back ends of the trainer. A device is a module with the names of train/devices/cpu.py that run_clm calls."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
 
-DEVICES = {"cpu": "train.devices.cpu"}
+DEVICES = {"cpu": "train.devices.cpu", "neuron": "train.devices.neuron"}
 
 
 def load(name: str) -> ModuleType:

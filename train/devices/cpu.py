@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from train.data import IGNORED
+from train.devices.ignored import HELP, NeuronFlags, given
 
-ARGUMENTS = TrainingArguments
+STATIC_SHAPES = False
+
+
+@dataclass
+class CpuArguments(NeuronFlags, TrainingArguments):
+    """transformers' arguments; flags that only Trainium has are accepted, checked and without effect."""
+
+    # transformers' choices and upstream's for Trainium; none of them matters on this device.
+    half_precision_backend: str = field(
+        default="auto", metadata={"help": HELP["help"], "choices": ["auto", "apex", "cpu_amp", "xla", "amp"]}
+    )
+
+    def __post_init__(self) -> None:
+        self.half_precision_backend = "auto"
+        super().__post_init__()
+
+
+ARGUMENTS = CpuArguments
 
 
 def choose_dtype(flags: set[str]) -> tuple[str, str]:
@@ -39,12 +58,19 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 def adapt(arguments: TrainingArguments) -> tuple[TrainingArguments, str]:
     """The arguments as they run here, and why they differ from what was asked for."""
     dtype, reason = choose_dtype(processor_flags())
+    ignored = given(arguments)
+    without = f"; without effect here: {', '.join(ignored)}" if ignored else ""
     if arguments.bf16 and dtype == "fp32":
         arguments.bf16 = False
-        return arguments, f"bf16 was asked for; training in fp32: {reason}"
+        return arguments, f"bf16 was asked for; training in fp32: {reason}{without}"
     if arguments.bf16:
-        return arguments, f"training in bf16 (autocast, fp32 weights): {reason}"
-    return arguments, "training in fp32, as asked"
+        return arguments, f"training in bf16 (autocast, fp32 weights): {reason}{without}"
+    return arguments, f"training in fp32, as asked{without}"
+
+
+def load_model(name: str, arguments: TrainingArguments, **hub: Any) -> Any:
+    """The model in fp32; bf16 is autocast's."""
+    return AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32", **hub)
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):
@@ -107,3 +133,13 @@ class AnswerLossTrainer(Trainer):
 def trainer(**kwargs: Any) -> Trainer:
     """What run_clm trains with on this device."""
     return AnswerLossTrainer(**kwargs)
+
+
+def finished(trainer: Any) -> Any:
+    """The trained model; on other devices it may have to be fetched, and only one worker has it."""
+    return trainer.model
+
+
+def compiling_only() -> bool:
+    """Nothing is compiled here."""
+    return False

@@ -1,0 +1,84 @@
+"""Verbs that start and ask endpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import output
+from harness.cli.runs import JsonFlag, RunArg, run_ids
+
+if TYPE_CHECKING:
+    from harness.emulator.hosting import Endpoint
+    from harness.platforms.local import Local
+
+
+def deploy(
+    run_id: RunArg = None,
+    base: Annotated[bool, typer.Option("--base", help="The model before fine-tuning.")] = False,
+    port: Annotated[int | None, typer.Option(min=1024, max=65535, help="Instead of a free one.")] = None,
+) -> None:
+    """Start an endpoint that stays; prints its name."""
+    from harness import record as records
+    from harness.errors import NotFound
+    from harness.platforms import steps
+
+    with output.reporter() as reporter:
+        run = steps.resume(records.find(run_id))
+        deployment = run.plan.base if base else run.plan.tuned
+        if deployment is None:
+            raise NotFound(f"run {run.record.id} has no base model to deploy", "it does not compare before and after")
+        with steps.working_on(run, "deploy", reporter) as platform:
+            endpoint = steps.deploy(platform, deployment, reporter, port)
+    output.out(endpoint.name)
+
+
+def invoke(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue.", metavar="[PROMPT]")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="A run's id.", autocompletion=run_ids)] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help='Prompts: one a line, or .jsonl rows with "prompt".')
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Ask a running endpoint."""
+    import json as encoder
+
+    from harness import invoke as asking
+    from harness.errors import InvalidInput
+
+    if (prompt is None) == (file is None):
+        raise InvalidInput("give either a prompt or --file")
+    prompts = [prompt] if prompt is not None else asking.read_prompts(file or Path())
+    if stream and (json or len(prompts) > 1):
+        raise InvalidInput("--stream prints the answer to one prompt as text", hint="leave out --json or --file")
+    platform, endpoint = _running(run_id)
+    if stream:
+        body = {**asking.request(prompts[0], max_new_tokens=max_new_tokens), "stream": True}
+        for piece in asking.pieces(platform.invoke_stream(endpoint, body)):
+            output.write(piece)
+        output.out("")
+        return
+    for text in prompts:
+        answer = platform.invoke(endpoint, asking.request(text, max_new_tokens=max_new_tokens))
+        said = asking.texts(answer)[0]
+        output.out(encoder.dumps({"prompt": text, "generated_text": said}, ensure_ascii=False) if json else said)
+
+
+def _running(run_id: str | None) -> tuple[Local, Endpoint]:
+    """The newest run's endpoint that is InService, or that of the run named."""
+    from harness import record as records
+    from harness.errors import NotFound
+    from harness.platforms.local import Local
+
+    candidates = [records.find(run_id)] if run_id else records.all_records() or [records.find(None)]
+    for record in candidates:
+        platform = Local(record, lambda _: None)
+        for endpoint in sorted(platform.endpoints(), key=lambda e: e.name, reverse=True):  # tuned before base
+            if endpoint.status == "InService":
+                return platform, endpoint
+    raise NotFound(f"run {candidates[0].id} has no endpoint", hint=f"start one: harness deploy {candidates[0].id}")

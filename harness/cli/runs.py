@@ -1,0 +1,159 @@
+"""Verbs that start, go on with, show and end runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli import output
+
+if TYPE_CHECKING:
+    from harness.record import Record
+
+
+def run_ids(incomplete: str) -> list[str]:
+    """Shell completion: the runs below the current directory."""
+    from harness import record as records
+
+    return [r.id for r in records.all_records() if r.id.startswith(incomplete)]
+
+
+def run_files(incomplete: str) -> list[str]:
+    """Shell completion: ready-made run files, runs, and .toml files here."""
+    from harness.paths import ROOT
+
+    names = [p.stem for p in sorted((ROOT / "harness" / "runs").glob("*.toml"))]
+    names += [str(p) for p in sorted(Path().glob("*.toml"))]
+    return [n for n in names if n.startswith(incomplete)] + run_ids(incomplete)
+
+
+START_HELP = "A run file, the name of a ready-made one, or the id of a run to go on with."
+StartArg = Annotated[Path, typer.Argument(help=START_HELP, metavar="RUNFILE|RUN", autocompletion=run_files)]
+RunFileArg = Annotated[
+    Path,
+    typer.Argument(help="A run file, or the name of a ready-made one.", metavar="RUNFILE", autocompletion=run_files),
+]
+RunArg = Annotated[
+    str | None,
+    typer.Argument(
+        help="A run's id or its beginning; the newest if left out.", metavar="[RUN]", autocompletion=run_ids
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+
+
+def plan(run_file: RunFileArg, json: JsonFlag = False) -> None:
+    """Check a run file and show its requests."""
+    from harness import checks, plan as plans, runfile, stacks
+    from harness.profile import LOCAL
+
+    stack = stacks.get(stacks.DEFAULT)
+    run = checks.load(runfile.find(run_file), stack)
+    made = plans.make(run, stack, LOCAL, f"{run.name}-RUN")
+    if json:
+        output.out(made.to_json())
+        return
+    rows = [(op, next(str(v) for k, v in req.items() if k.endswith("Name"))) for op, req in plans.requests_of(made)]
+    output.table(f"{run.name}: requests, in order (stack {made.stack})", rows, ("operation", "name"))
+    output.out("")
+    output.table("hyperparameters", sorted(made.create_training_job["HyperParameters"].items()), ("name", "value"))
+    output.out("")
+    output.table("derived", [(d.name, d.value, d.reason) for d in made.derived], ("name", "value", "because"))
+
+
+def run(
+    run_file: StartArg,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Train, serve, measure, report, take down."""
+    from harness.cli.result import show
+    from harness.platforms import steps
+    from harness.platforms.meter import Meter
+
+    with output.reporter() as reporter:
+        started = steps.start_or_continue(run_file, measured=True)
+        reporter.say(f"run {started.record.id}")
+        with steps.working_on(started, "run", reporter) as platform:
+            result = None if keep else started.record.read_json("result.json")
+            if result is None:
+                with Meter() as meter:
+                    with meter.phase("train"):
+                        steps.train(started, platform, reporter)
+                    result = steps.measure(started, platform, meter, reporter, keep)
+                steps.finish(started.record, result, meter)
+    show(started.record, result, json)
+    if keep and not json:
+        output.out(f"the endpoint stays: harness invoke --run {started.record.id} PROMPT; then: harness down")
+
+
+def train(run_file: StartArg) -> None:
+    """Run the training job alone; prints the run's id."""
+    from harness.platforms import steps
+
+    with output.reporter() as reporter:
+        started = steps.start_or_continue(run_file)
+        reporter.say(f"run {started.record.id}")
+        with steps.working_on(started, "train", reporter) as platform:
+            steps.train(started, platform, reporter)
+    output.out(started.record.id)
+
+
+def ps(json: JsonFlag = False) -> None:
+    """Show runs and endpoints."""
+    import json as encoder
+
+    from harness.platforms import status
+
+    found = status.overview()
+    if json:
+        output.out(encoder.dumps([run.to_json() for run in found], indent=2))
+        return
+    rows = []
+    for item in found:
+        accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.1f} %"
+        shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
+        rows.append((item.run, item.training, accuracy, shown))
+    if rows:
+        output.table("", rows, ("run", "training", "accuracy", "endpoints"))
+    else:
+        output.out("no runs here; start one: harness run RUNFILE")
+
+
+def logs(
+    run_id: RunArg = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job or endpoint ends.")] = False,
+    endpoint: Annotated[str, typer.Option(help="An endpoint's log instead: base or tuned.", metavar="WHICH")] = "",
+) -> None:
+    """Print a run's log."""
+    from harness import record as records
+    from harness.errors import NotFound
+
+    record = records.find(run_id)
+    path = record.path / "logs" / f"{record.id}-{endpoint}.log" if endpoint else record.log
+    if not path.exists():
+        raise NotFound(f"run {record.id} has no log of {'endpoint ' + endpoint if endpoint else 'training'} yet")
+    output.tail(path, lambda: follow and _alive(record, endpoint))
+
+
+def _alive(record: Record, endpoint: str) -> bool:
+    from harness.platforms import status
+
+    now = status.of(record)
+    if endpoint:
+        return any(e.name.endswith(endpoint) and e.status in ("Creating", "InService") for e in now.endpoints)
+    return now.training in ("Starting", "Downloading", "Training", "Stopping")
+
+
+def down(run_id: RunArg = None) -> None:
+    """Delete what a run left running."""
+    from harness import record as records
+    from harness.platforms import steps
+
+    with output.reporter() as reporter:
+        record = records.find(run_id)
+        with steps.working_on(steps.resume(record), "down", reporter) as platform:
+            names = platform.down()
+    output.out(f"deleted: {', '.join(names)}" if names else "nothing to delete")

@@ -1,0 +1,246 @@
+"""What train/signature.py refuses before the first step, and what train/launch.py starts; numpy, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train import launch, signature
+from train.signature import Layout, SignatureError
+
+TINYLLAMA = SimpleNamespace(
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    vocab_size=32000,
+    intermediate_size=5632,
+    num_hidden_layers=22,
+    max_position_embeddings=2048,
+)
+SMOLLM2 = SimpleNamespace(
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    max_position_embeddings=8192,
+)
+
+
+def changed(config: SimpleNamespace, **more: int) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(config), **more})
+
+
+def rules(layout: Layout, config: Any = TINYLLAMA, block: int = 512) -> str:
+    return "\n".join(signature.rule_problems(layout, config, block))
+
+
+def batches(*rows: int, width: int = 8, dtype: type = np.int64) -> list[dict[str, Any]]:
+    return [{"input_ids": np.zeros((n, width), dtype), "labels": np.zeros((n, width), np.int64)} for n in rows]
+
+
+# -- what divides what -------------------------------------------------------------------------------------------
+
+
+def test_tinyllama_on_the_two_cores_of_a_trn1_2xlarge_fits() -> None:
+    assert rules(Layout(tensor=2, sequence_parallel=True, world=2)) == ""
+
+
+def test_smollm2_has_nine_heads_and_cannot_do_tensor_parallelism_of_two() -> None:
+    text = rules(Layout(tensor=2, world=2), SMOLLM2)
+    assert "tensor_parallel_size 2 does not divide the model's attention heads (9): use one of 1, 3" in text
+    assert "key-value heads (3): neither divides the other; use one of 1, 3" in text
+    assert rules(Layout(tensor=3, world=3), SMOLLM2) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "block", "expected"),
+    [
+        ({"vocab_size": 32001}, {"tensor": 2}, 512, "vocabulary (32001)"),
+        ({"intermediate_size": 5633}, {"tensor": 2}, 512, "intermediate size (5633)"),
+        ({"num_attention_heads": 30, "num_key_value_heads": 5}, {"tensor": 2}, 512, "key-value heads (5)"),
+        ({"num_attention_heads": 31}, {"tensor": 2}, 512, "attention heads (31)"),
+        ({}, {"tensor": 2, "sequence_parallel": True}, 511, "set block_size 512, or disable_sequence_parallel true"),
+        (
+            {},
+            {"pipeline": 4},
+            512,
+            "pipeline_parallel_size 4 does not divide the model's 22 layers: use one of 1, 2, 11, 22",
+        ),
+        (
+            {},
+            {"pipeline": 2, "batch": 4, "eval_batch": 3, "microbatches": 3},
+            512,
+            "set per_device_train_batch_size to a multiple of 3",
+        ),
+        (
+            {},
+            {"pipeline": 2, "batch": 3, "eval_batch": 4, "microbatches": 3},
+            512,
+            "set per_device_eval_batch_size to",
+        ),
+        ({}, {"tensor": 4, "world": 2}, 512, "2 cores are no multiple of tensor_parallel_size 4 x"),
+        ({}, {}, 4096, "block_size 4096 exceeds the model's 2048 positions: set block_size 2048"),
+    ],
+)
+def test_each_rule(config: dict[str, int], layout: dict[str, Any], block: int, expected: str) -> None:
+    wanted = Layout(**{"world": layout.get("tensor", 1) * layout.get("pipeline", 1), **layout})
+    text = rules(wanted, changed(TINYLLAMA, **config), block)
+    assert expected in text
+    assert len(text.splitlines()) == 1, text
+
+
+@pytest.mark.parametrize(("tensor", "fine"), [(2, True), (4, True), (8, True), (16, True), (32, True), (3, False)])
+def test_key_value_heads_may_be_fewer_than_cores_when_they_divide_them(tensor: int, fine: bool) -> None:
+    assert (rules(Layout(tensor=tensor, world=tensor)) == "") is fine
+
+
+def test_a_row_length_that_does_not_divide_is_no_problem_without_sequence_parallelism() -> None:
+    assert rules(Layout(tensor=2, world=2, sequence_parallel=False), block=511) == ""
+
+
+@pytest.mark.parametrize(("rows", "problems"), [(64, 0), (63, 1)])
+def test_a_step_takes_batch_times_accumulation_times_data_parallel_rows(rows: int, problems: int) -> None:
+    layout = Layout(batch=4, accumulation=2, tensor=2, world=16)
+    assert layout.data == 8
+    assert len(signature.row_problems(layout, rows)) == problems
+    assert signature.row_problems(dataclasses.replace(layout, static=False), rows) == []
+
+
+# -- one signature -----------------------------------------------------------------------------------------------
+
+
+def test_one_signature_over_the_whole_loader() -> None:
+    assert signature.loader_problems("train", batches(4, 4, 4), static=True) == []
+    assert signature.signature_of(batches(4)[0]) == (("input_ids", (4, 8), "int64"), ("labels", (4, 8), "int64"))
+
+
+def test_a_shorter_last_batch_is_named() -> None:
+    (line,) = signature.loader_problems("validation", batches(4, 4, 3), static=True)
+    assert line.startswith(
+        "validation: 1 of 3 batches have another shape: batch 3 of 3 (the last) is input_ids (3, 8)"
+    )
+    assert "dataloader_drop_last" in line
+
+
+def test_a_shorter_last_batch_is_fine_on_a_device_without_static_shapes_and_only_the_last() -> None:
+    assert signature.loader_problems("train", batches(4, 4, 3), static=False) == []
+    assert signature.loader_problems("train", batches(4, 3, 4), static=False) != []
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_another_width_type_or_key_is_a_problem_on_every_device(static: bool) -> None:
+    for odd in (batches(4, width=9), batches(4, dtype=np.int32), [{"input_ids": np.zeros((4, 8), np.int64)}]):
+        assert len(signature.loader_problems("train", batches(4, 4) + odd, static)) == 1
+
+
+def test_a_loader_without_batches_and_a_batch_without_tensors() -> None:
+    assert "has no batch" in signature.loader_problems("train", [], static=True)[0]
+    with pytest.raises(SignatureError, match="labels as a list"):
+        signature.signature_of({"labels": [1, 2]})
+
+
+def test_every_problem_is_reported_at_once_and_batches_are_read_before_the_device_loader() -> None:
+    wrapped = SimpleNamespace(_loader=batches(4, 3))  # torch_xla's MpDeviceLoader keeps the host's loader there
+    layout = Layout(batch=4, tensor=2, world=2)
+    with pytest.raises(SignatureError) as caught:
+        signature.check(layout, changed(SMOLLM2, vocab_size=49153), 8, 16, {"train": wrapped, "validation": []})
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0][:12] for line in lines[-2:]] == ["train", "validation"]
+    assert len(lines) == 5  # heads, vocabulary, key-value heads, and one for each loader
+    assert all(": " in line for line in lines)
+    signature.check(Layout(batch=4), SMOLLM2, 8, 16, {"train": batches(4, 4)})
+
+
+def test_a_layout_from_training_arguments_of_both_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    plain = SimpleNamespace(
+        per_device_train_batch_size=4, per_device_eval_batch_size=2, gradient_accumulation_steps=3
+    )
+    assert Layout.of(plain, static=False) == Layout(4, 2, 3, static=False)
+    neuron = SimpleNamespace(**vars(plain), tensor_parallel_size=2, disable_sequence_parallel=False)
+    layout = Layout.of(neuron, static=True)
+    assert (layout.tensor, layout.data, layout.sequence_parallel) == (2, 4, True)
+    # On a device without cores the flags are held against the model all the same.
+    assert "attention heads" in rules(Layout.of(neuron, static=False), SMOLLM2)
+
+
+# -- environment and start ---------------------------------------------------------------------------------------
+
+FP32 = SimpleNamespace(bf16=False, half_precision_backend="xla")
+BF16 = SimpleNamespace(bf16=True, half_precision_backend="xla")
+
+
+def test_environment_by_number_format() -> None:
+    assert not {"XLA_USE_BF16", "NEURON_RT_STOCHASTIC_ROUNDING_EN"} & set(launch.environment(FP32))
+    assert launch.environment(BF16)["NEURON_RT_STOCHASTIC_ROUNDING_EN"] == "1"
+    assert launch.environment(BF16)["XLA_USE_BF16"] == "1"
+    assert "XLA_USE_BF16" not in launch.environment(SimpleNamespace(bf16=True, half_precision_backend="amp"))
+
+
+def test_what_the_user_gave_is_left_alone_and_compiler_flags_are_added_once() -> None:
+    given = {"NEURON_CC_FLAGS": "-O1 --model-type=unet", "MALLOC_ARENA_MAX": "2"}
+    found = launch.environment(FP32, given)
+    assert "MALLOC_ARENA_MAX" not in found
+    flags = found["NEURON_CC_FLAGS"]
+    assert flags == "-O1 --model-type=unet --distribution-strategy=llm-training --retry_failed_compilation"
+    assert "NEURON_CC_FLAGS" not in launch.environment(FP32, {**given, "NEURON_CC_FLAGS": flags})
+
+
+@pytest.mark.parametrize("cache", ["s3://bucket/cache", "/mnt/cache.v1/x"])
+def test_a_cache_directory_that_upstream_misreads_is_refused_with_the_way_out(cache: str) -> None:
+    with pytest.raises(ValueError, match=f"set NEURON_COMPILE_CACHE_URL={cache} instead"):
+        launch.environment(FP32, {"NEURON_CC_FLAGS": f"--cache_dir={cache}"})
+    assert "NEURON_CC_FLAGS" in launch.environment(FP32, {"NEURON_CC_FLAGS": "--cache_dir=/mnt/cache"})
+
+
+def test_several_hosts_and_compiling_only() -> None:
+    assert "FI_PROVIDER" not in launch.environment(FP32)
+    assert launch.environment(FP32, {"GROUP_WORLD_SIZE": "2"})["FI_PROVIDER"] == "efa"
+    assert "NEURON_PARALLEL_COMPILE_MAX_RETRIES" not in launch.environment(FP32)
+    found = launch.environment(FP32, {"NEURON_EXTRACT_GRAPHS_ONLY": "1"})
+    assert found["NEURON_PARALLEL_COMPILE_MAX_RETRIES"] == "1"
+
+
+def test_every_variable_has_its_source() -> None:
+    for table in (launch.COMPILER_FLAGS, launch.ALWAYS, launch.SEVERAL_HOSTS, launch.BF16, launch.BF16_XLA):
+        assert all(value and len(source) > 10 for value, source in table.values())
+
+
+def test_one_worker_per_core(tmp_path: Path) -> None:
+    assert launch.cores({}, tmp_path / "absent") == 1
+    (tmp_path / "neuron0").mkdir()
+    assert launch.cores({}, tmp_path) == 2
+    assert launch.cores({"NEURON_RT_NUM_CORES": "8"}, tmp_path) == 8
+
+
+def test_the_command_is_torchrun_over_all_hosts_in_their_order() -> None:
+    hosts = ("algo-1", "algo-2", "algo-10")
+    words = launch.command(["--bf16", ""], {"NEURON_RT_NUM_CORES": "32"}, hosts, "algo-10")
+    assert words[1:4] == ["-u", "-m", "torch.distributed.run"]
+    assert {"--nproc_per_node=32", "--nnodes=3", "--node_rank=2", "--master_addr=algo-1"} <= set(words)
+    assert words[-4:] == ["-m", "train.run_clm", "--bf16", ""]
+    alone = launch.command([], {}, ("algo-1",), "algo-1")
+    assert "--standalone" in alone
+    assert launch.command([], {"RUN_NEURON_PARALLEL_COMPILE": "1"}, ("a",), "a") == [
+        "neuron_parallel_compile",
+        *alone,
+    ]
+
+
+def test_only_device_neuron_starts_workers_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(launch.os, "execvpe", lambda _name, words, _env: started.append(words))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    launch.start_workers(["--device", "cpu"])
+    assert started == []
+    launch.start_workers(["--device", "neuron"])
+    launch.start_workers([])
+    assert len(started) == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    launch.start_workers(["--device", "neuron"])
+    assert len(started) == 2

@@ -1,0 +1,243 @@
+"""Device `neuron`: optimum-neuron 0.0.28's NeuronTrainer on Trainium. The only file that knows torch_xla and optimum.
+
+What that version gets wrong is put right here, each with its reason; docs/neuron-training.md has the evidence:
+evaluation raises TypeError; a job with tensor parallelism takes its loss over padding and prompts, too; the logged
+loss and the gradient are multiplied by the accumulation; every epoch has one order of rows, whatever --seed says.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_xla.core.xla_model as xm
+from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
+from optimum.neuron.distributed import lazy_load_for_parallelism, parallel_layers
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+from transformers import AutoModelForCausalLM, Trainer
+
+from train.consolidate import consolidate
+from train.data import IGNORED
+from train.devices.cpu import EpochSampler
+from train.launch import EXTRACT_ENV, environment
+from train.signature import Layout, SignatureError, layout_problems
+
+STATIC_SHAPES = True
+PRECOMPILE_STEPS = 12  # 10 to 15 reach every graph of a step: Neuron SDK, pytorch-neuron-parallel-compile.rst
+
+
+@dataclass
+class NeuronArguments(NeuronTrainingArguments):
+    """Upstream's arguments. Making them starts XLA, so the environment is put in place before."""
+
+    def __post_init__(self) -> None:
+        try:
+            os.environ.update(environment(self, os.environ))
+        except ValueError as error:
+            raise SignatureError(str(error)) from None
+        if problems := layout_problems(Layout.of(self, STATIC_SHAPES)):
+            raise SignatureError("\n".join(problems))
+        super().__post_init__()
+
+
+ARGUMENTS = NeuronArguments
+
+
+def compiling_only() -> bool:
+    """Inside neuron_parallel_compile's trial run: nothing is really computed, every output is invalid."""
+    return os.environ.get(EXTRACT_ENV) == "1"
+
+
+def adapt(arguments: Any) -> tuple[Any, str]:
+    """The arguments as they run here, and why they differ from what was asked for."""
+    arguments.dataloader_drop_last = True  # a shorter last batch is one more graph, and hangs several workers
+    arguments.dataloader_pin_memory = False  # is for CUDA
+    arguments.prediction_loss_only = True  # logits would be moved to the host, batch by batch
+    arguments.skip_cache_push = "CUSTOM_CACHE_REPO" not in os.environ  # the public repository is not ours to write
+    notes = ["incomplete batches are left out"]
+    if arguments.group_by_length:
+        arguments.group_by_length = False
+        notes.append("group_by_length does nothing, since every row has one length")
+    if arguments.gradient_accumulation_steps > 1:
+        notes.append("each batch of an accumulation counts the same, however many labels it has")
+    if compiling_only():
+        arguments.max_steps = max(PRECOMPILE_STEPS, int(arguments.logging_steps) + 2)
+        arguments.save_strategy, arguments.eval_strategy = "no", "no"  # type: ignore[assignment, unused-ignore]
+        notes.append(f"compiling only: {arguments.max_steps} steps, nothing is exported")
+    sizes = f"TP {arguments.tensor_parallel_size}, PP {arguments.pipeline_parallel_size}"
+    kind = f"bf16 ({arguments.half_precision_backend})" if arguments.bf16 else "fp32"
+    cache = os.environ.get("NEURON_COMPILE_CACHE_URL", "/var/tmp/neuron-compile-cache")  # noqa: S108 (the SDK's)
+    return arguments, f"{kind}, {sizes}, compile cache {cache}; {'; '.join(notes)}"
+
+
+def load_model(name: str, arguments: Any, **hub: Any) -> Any:
+    """The model with eager attention: sdpa asks the device for values while the mask is made. With TP or PP the
+    weights stay in their files until each worker knows its part."""
+    sizes = (arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+    with lazy_load_for_parallelism(*sizes):
+        return AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32", attn_implementation="eager", **hub)
+
+
+# What upstream puts in the place of torch's cross entropy where the vocabulary is cut into parts.
+_every_position = parallel_layers.safe_parallel_cross_entropy
+
+
+def masked_cross_entropy(logits: Any, labels: Any, *args: Any, **kwargs: Any) -> Any:
+    """Upstream's vocabulary-parallel loss without the ignored positions, as torch's cross entropy leaves them out.
+
+    neuronx-distributed 0.9 has no ignore_index: a label of -100 is in no worker's part, so its loss is the whole
+    log-sum-exp, and upstream averages it in. With answers a tenth of a row, nine tenths of the gradient are wrong.
+    """
+    reduction = kwargs.pop("reduction", "mean")
+    kept = labels != kwargs.pop("ignore_index", IGNORED)
+    losses = _every_position(logits, labels * kept, *args, reduction="none", **kwargs) * kept
+    if reduction == "none":
+        return losses
+    return losses.sum() / kept.sum() if reduction == "mean" else losses.sum()
+
+
+class EpochShard(DistributedSampler[Any]):
+    """One data-parallel worker's part of the cpu device's order: by seed and epoch alone.
+
+    A DistributedSampler, because upstream replaces every other kind by one with the seed 0.
+    """
+
+    def __init__(self, rows: Any, replicas: int, rank: int, order: EpochSampler) -> None:
+        super().__init__(rows, num_replicas=replicas, rank=rank, drop_last=True)
+        self.order = order
+
+    def __iter__(self) -> Iterator[int]:
+        self.order.set_epoch(self.epoch)
+        whole = list(self.order)[: self.total_size] if self.num_replicas > 1 else list(self.order)
+        return iter(whole[self.rank :: self.num_replicas])
+
+
+class FullBatches(torch.utils.data.Dataset[Any]):
+    """Rows repeated from the first on, up to a whole number of batches: evaluation leaves no row out."""
+
+    def __init__(self, rows: Any, batch: int) -> None:
+        self.rows, self.length = rows, -(-len(rows) // batch) * batch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index % len(self.rows)]
+
+
+class StaticTrainer(NeuronTrainer):
+    """NeuronTrainer that evaluates, resumes, orders its rows by seed and epoch, and reports the loss per step."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        # Both are changed by parallelisation: the vocabulary becomes one worker's part.
+        self.original = (copy.deepcopy(model.config), copy.deepcopy(model.generation_config))
+        super().__init__(**kwargs)
+        # Upstream means its accelerator to divide by the accumulation and never tells it the number, so gradients and
+        # logged losses are sums over the batches. With this, transformers divides before the backward pass.
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise RuntimeError("optimum-neuron divides by the accumulation itself: this is not version 0.0.28")
+        self.model_accepts_loss_kwargs = False
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        # Upstream takes the newest directory of output_dir, torn or of another run, while it parses the arguments.
+        self.args.mp_plugin.checkpoint_dir = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        from neuronx_distributed.parallel_layers import parallel_state
+
+        replicas, rank = parallel_state.get_data_parallel_size(), parallel_state.get_data_parallel_rank()
+        order = EpochSampler(len(self.train_dataset), None, self._train_batch_size, self.args.seed)
+        sampler = EpochShard(self.train_dataset, replicas, rank, order)
+        loader = self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                batch_size=self._train_batch_size,
+                sampler=sampler,
+                collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                drop_last=True,
+            )
+        )
+        loader.set_epoch = sampler.set_epoch  # upstream's loop calls it where a loader has it; its own has not
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        from neuronx_distributed.parallel_layers import parallel_state
+
+        rows = eval_dataset if eval_dataset is not None else self.eval_dataset
+        return super().get_eval_dataloader(
+            FullBatches(rows, self.args.eval_batch_size * parallel_state.get_data_parallel_size())
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if return_outputs:  # evaluation; a pipeline has its own way and never comes here
+            return Trainer.compute_loss(self, model, inputs, return_outputs=True)
+        return super().compute_loss(model, inputs, num_items_in_batch)
+
+
+def trainer(**kwargs: Any) -> Any:
+    """What run_clm trains with on this device."""
+    parallel_layers.safe_parallel_cross_entropy = masked_cross_entropy
+    return StaticTrainer(**kwargs)
+
+
+def finished(trainer: Any) -> Any:
+    """The trained model on the host, whole, in transformers' own class; None on every rank but the first.
+
+    With tensor or pipeline parallelism each worker writes its shards, and the first puts them together.
+    """
+    if compiling_only():
+        return None
+    arguments = trainer.args
+    if not trainer.mp_enabled:
+        xm.mark_step()
+        weights = {name: tensor.detach().to("cpu") for name, tensor in trainer.model.state_dict().items()}
+        return _whole(trainer.original, weights) if xm.get_ordinal() == 0 else None
+    # One parent, torchrun, for the workers of a host; other hosts hold copies of the same shards.
+    folder = Path(tempfile.gettempdir()) / f"shards-of-{os.getppid()}"
+    arguments.save_only_model = True
+    trainer.save_model(str(folder))
+    xm.rendezvous("every worker has written its shards")
+    if xm.get_ordinal() != 0:
+        return None
+    sizes = {"tp": arguments.tensor_parallel_size, "pp": arguments.pipeline_parallel_size}
+    weights = from_shards(folder, folder / "whole", **sizes)
+    shutil.rmtree(folder)
+    return _whole(trainer.original, weights)
+
+
+def from_shards(shards: Path, out: Path, tp: int, pp: int) -> dict[str, Any]:
+    """The consolidated weights of a checkpoint, on the host."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, Any] = {}
+    for file in consolidate(shards, out, tp=tp, pp=pp):
+        if file.endswith(".safetensors"):
+            weights |= load_file(out / file)
+    return weights
+
+
+def _whole(original: tuple[Any, Any], weights: dict[str, Any]) -> Any:
+    """A model of the original's configuration around `weights`; every parameter must be there, and no other."""
+    config, generation = original
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = model.load_state_dict(weights, strict=False, assign=True)
+    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    if wrong := sorted((set(found.missing_keys) - tied) | set(found.unexpected_keys)):
+        raise RuntimeError(f"the trained weights are not the model's: {', '.join(wrong[:5])}")
+    model.tie_weights()
+    model.generation_config = generation
+    return model

@@ -1,0 +1,117 @@
+"""How workers start on Trainium: one process per core under torchrun, with the Neuron SDK's environment.
+
+Standard library only: it runs before torch is imported. `python -m train.run_clm` on device neuron becomes torchrun,
+which starts run_clm once per core; the workers know themselves by torchrun's variables.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from containers.contract import Paths, read_training_input
+
+CORES_PER_DEVICE = 2  # Trainium 1 and Inferentia 2; optimum-neuron 0.0.28 counts so, too (utils/cache_utils.py)
+PRECOMPILE_ENV = "RUN_NEURON_PARALLEL_COMPILE"  # the name SageMaker's training toolkit knows it by
+EXTRACT_ENV = "NEURON_EXTRACT_GRAPHS_ONLY"  # set by neuron_parallel_compile for its trial run
+RENDEZVOUS_PORT = 41000  # as in AWS's multi-node examples
+
+# name -> (value, source). Flags of NEURON_CC_FLAGS are added to what the user gave; everything else is a default.
+COMPILER_FLAGS = {
+    "--model-type": ("--model-type=transformer", "optimum-neuron 0.0.28 examples; set_common_flags adds it as well"),
+    "--distribution-strategy": (
+        "--distribution-strategy=llm-training",
+        "optimum-neuron 0.0.28 warns without it (check_neuron_cc_flags_for_model)",
+    ),
+    "--retry_failed_compilation": (
+        "--retry_failed_compilation",
+        "failed graphs are cached and fail again: Neuron SDK 2.20, neuron-caching.rst",
+    ),
+}
+ALWAYS = {
+    "NEURON_FUSE_SOFTMAX": ("1", "optimum-neuron 0.0.28 examples"),
+    "NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS": ("3", "optimum-neuron 0.0.28 examples; ends with SDK 2.31"),
+    "MALLOC_ARENA_MAX": ("64", "Neuron SDK release notes, glibc memory growth; optimum-neuron sets it too late"),
+    "FI_EFA_FORK_SAFE": ("1", "Neuron SDK 2.20, kernels before 5.15"),
+}
+SEVERAL_HOSTS = {
+    "FI_PROVIDER": ("efa", "Neuron SDK 2.20, EFA set-up"),
+    "FI_EFA_USE_DEVICE_RDMA": ("1", "Neuron SDK 2.20, EFA set-up"),
+}
+BF16 = {
+    "NEURON_RT_STOCHASTIC_ROUNDING_EN": ("1", "Neuron SDK 2.20, rounding modes: bf16 weights stall without it"),
+}
+BF16_XLA = {
+    "XLA_USE_BF16": ("1", "optimum-neuron 0.0.28 sets it itself, but under neuron_parallel_compile it must be given"),
+}
+PRECOMPILE = {
+    "NEURON_PARALLEL_COMPILE_MAX_RETRIES": ("1", "Neuron SDK 2.20, finetune_hftrainer.rst: 32 GB of host memory"),
+}
+
+
+def environment(arguments: Any, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What the SDK wants in the environment for `arguments`; a variable that the user has `given` is left alone.
+
+    Raises ValueError for a compile cache that optimum-neuron would look for in another place.
+    """
+    given = given or {}
+    flags = given.get("NEURON_CC_FLAGS", "")
+    cache = re.search(r"--cache_dir[= ](\S*)", flags)
+    if cache and not re.fullmatch(r"[\w/-]+", cache.group(1)):
+        # Its regular expression ends at the first other character: s3://b/c becomes "s3", /mnt/v1.2 "/mnt/v1".
+        raise ValueError(
+            f"NEURON_CC_FLAGS has --cache_dir={cache.group(1)}, which optimum-neuron 0.0.28 reads up to the first "
+            f"dot or colon only: set NEURON_COMPILE_CACHE_URL={cache.group(1)} instead"
+        )
+    added = [flag for name, (flag, _) in COMPILER_FLAGS.items() if name not in flags]
+    wanted = {**ALWAYS}
+    if int(given.get("GROUP_WORLD_SIZE", "1")) > 1:
+        wanted |= SEVERAL_HOSTS
+    if arguments.bf16:
+        wanted |= BF16
+        if getattr(arguments, "half_precision_backend", "xla") == "xla":
+            wanted |= BF16_XLA
+    if given.get(EXTRACT_ENV) == "1":
+        wanted |= PRECOMPILE
+    out = {name: value for name, (value, _) in wanted.items() if name not in given}
+    if added:
+        out["NEURON_CC_FLAGS"] = " ".join([flags, *added]).strip()
+    return out
+
+
+def cores(given: Mapping[str, str], devices: Path = Path("/sys/class/neuron_device")) -> int:
+    """Workers on this host: NEURON_RT_NUM_CORES, else what the driver shows, else 1 (no accelerator: tests)."""
+    if given.get("NEURON_RT_NUM_CORES"):
+        return int(given["NEURON_RT_NUM_CORES"])
+    return max(1, CORES_PER_DEVICE * len(list(devices.iterdir())) if devices.is_dir() else 1)
+
+
+def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str) -> list[str]:
+    """torchrun over all hosts of the job; behind neuron_parallel_compile where the job is to compile only."""
+    words = [sys.executable, "-u", "-m", "torch.distributed.run", f"--nproc_per_node={cores(given)}"]
+    if len(hosts) > 1:
+        words += [f"--nnodes={len(hosts)}", f"--node_rank={hosts.index(host)}"]
+        words += [f"--master_addr={hosts[0]}", f"--master_port={RENDEZVOUS_PORT}"]
+    else:
+        words.append("--standalone")
+    words += ["-m", "train.run_clm", *argv]
+    return ["neuron_parallel_compile", *words] if given.get(PRECOMPILE_ENV) == "1" else words
+
+
+def start_workers(argv: list[str]) -> None:
+    """Become torchrun where device neuron was asked for and this is no worker yet; otherwise return."""
+    device = argv[argv.index("--device") + 1] if "--device" in argv else "neuron"
+    if device != "neuron" or os.environ.get("TORCHELASTIC_RUN_ID"):
+        return
+    who = read_training_input(Paths.from_environment()).resources
+    words = command(argv, os.environ, who.ordered_hosts, who.current_host)
+    early = {name: value for name, (value, _) in ALWAYS.items() if name not in os.environ}
+    if os.environ.get(PRECOMPILE_ENV) == "1":
+        early |= {name: value for name, (value, _) in PRECOMPILE.items() if name not in os.environ}
+    print("launch:", " ".join(words), flush=True)
+    sys.stdout.flush()
+    os.execvpe(words[0], words, {**os.environ, **early})  # noqa: S606 (no shell, on purpose)

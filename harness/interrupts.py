@@ -41,6 +41,12 @@ def _raise_if_due() -> None:
         raise Interrupted(_State.received)
 
 
+def deaf() -> None:
+    """From here on signals change nothing: the work is over, and Python gives up its handlers while it ends."""
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def shielded() -> Iterator[None]:
     """Signals that arrive inside are raised after it, unless it ends with another exception."""

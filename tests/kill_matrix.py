@@ -143,7 +143,7 @@ def run_cell(cell: Cell, model: Path, trained: Path) -> None:
             harness(folder, "deploy")
         interrupt(folder, cell)
         runs = [p.name for p in (folder / ".runs").glob("tiny-*")]
-        stays = cell.verb in ("invoke", "logs")
+        stays = cell.verb in ("invoke", "logs", "down")  # an interrupted `down` may not have begun
         if cell.signum == KILL and runs and not stays:
             harness(folder, "down", runs[0])
         check_clean(folder, stays)

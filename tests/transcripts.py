@@ -150,6 +150,7 @@ def run(case: Case) -> tuple[str, int]:
         sys.argv = shlex.split(case.command)
         captured = io.StringIO()
         install, interrupts.install = interrupts.install, lambda: None
+        deaf, interrupts.deaf = interrupts.deaf, lambda: None
         try:
             with contextlib.redirect_stdout(captured), contextlib.redirect_stderr(captured):
                 command_line.main()
@@ -157,7 +158,7 @@ def run(case: Case) -> tuple[str, int]:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         finally:
-            interrupts.install = install
+            interrupts.install, interrupts.deaf = install, deaf
             sys.argv = argv
             os.chdir(before)
             os.environ.clear()

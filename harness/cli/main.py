@@ -31,6 +31,7 @@ def main() -> None:
     try:
         app(prog_name="harness")
     except HarnessError as error:
+        interrupts.deaf()
         output.problems(error.problems)
         sys.exit(error.exit_code)
     except BrokenPipeError:

@@ -1,0 +1,298 @@
+"""What engine `neuron` answers in every situation the tests ask about, as JSON: `python -m tests.tnx.scenarios DIR`.
+
+Runs in the serving environment, on the double, or on the real host code where TNX_SOURCE names its checkout.
+DIR is an empty directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from containers.artifact import ArtifactError
+from serve.engines import cpu
+from serve.options import ServeOptions
+from serve.protocols.errors import RequestError
+from serve.protocols.lmi import Generation, Parameters
+from tests.tnx import double, real, tiny
+from tests.tnx.device import Kernel
+
+OPTIONS = ServeOptions(n_positions=160, max_batch_size=4, dtype="fp32")
+ASK = Parameters(max_new_tokens=20)
+KEYWORDS: list[dict[str, Any]] = []
+
+
+def install() -> Any:
+    source = os.environ.get("TNX_SOURCE")
+    tnx = real.install(Path(source)) if source else double.install()
+    auto = tnx.NeuronAutoModelForCausalLM
+    original = auto.from_pretrained
+
+    def from_pretrained(*words: Any, **given: Any) -> Any:
+        KEYWORDS.append({k: v for k, v in given.items() if k != "neuron_config"})
+        return original(*words, **given)
+
+    auto.from_pretrained = from_pretrained
+    return tnx
+
+
+def prompts(tokenizer: Any) -> dict[str, str]:
+    """Texts by the number of their tokens: one, few, and around the bucket of 128."""
+
+    def sized(n: int, shift: int) -> str:
+        text = ""
+        while len(tokenizer(text)["input_ids"]) < n:
+            text += "qzjvk"[(len(text) * shift) % 5]  # letters that the tokenizer joins with nothing
+        assert len(tokenizer(text)["input_ids"]) == n, text
+        return text
+
+    return {
+        "one": "q",
+        "few": "red warm",
+        "more": "Is it blue, or green?",
+        "127": sized(127, 1),
+        "128": sized(128, 2),
+        "129": sized(129, 3),
+    }
+
+
+def row(g: Generation) -> list[Any]:
+    return [g.text, g.finish_reason, g.prompt_tokens, g.generated_tokens]
+
+
+def refusal(call: Callable[[], Any]) -> list[Any]:
+    try:
+        call()
+    except RequestError as error:
+        return [error.status, list(error.problems)]
+    except Exception as error:  # noqa: BLE001
+        return [type(error).__name__, str(error)]
+    return []
+
+
+@contextlib.contextmanager
+def compiles() -> Iterator[list[int]]:
+    """[how many graphs were compiled inside]."""
+    before, found = Kernel.compiled, [0]
+    yield found
+    found[0] = Kernel.compiled - before
+
+
+def tree(folder: Path) -> dict[str, list[Any]]:
+    """Every file below `folder`: digest and time."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {
+        str(p.relative_to(folder)): [hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns] for p in files
+    }
+
+
+def company(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any]:
+    """The same prompts alone, together, in every slot, and joining others."""
+    found: dict[str, Any] = {
+        "cpu": {k: row(reference.generate([t], ASK)[0]) for k, t in texts.items()},
+        "alone": {k: row(engine.generate([t], ASK)[0]) for k, t in texts.items()},
+    }
+    names = list(texts)
+    found["together"] = {}
+    for group in (names[:4], names[2:], list(reversed(names))[:3], ["few"] * 4):
+        answers = engine.generate([texts[n] for n in group], ASK)
+        found["together"]["+".join(group)] = [[n, row(a)] for n, a in zip(group, answers, strict=True)]
+    found["slots"], found["joined"] = [], []
+    for slot in range(4):
+        company = engine.submit([texts["more"]] * slot, ASK) if slot else []
+        (job,) = engine.submit([texts["few"]], ASK)
+        seen = set()
+        while not job.reason:
+            engine.step()
+            seen.add(job.sequence.slot)
+        engine.cancel(company)
+        found["slots"].append([sorted(s for s in seen if s is not None), row(job.answer())])
+    for second in names:
+        # `second` arrives when `more` has some tokens, then `few`, then `128`; `129` comes and leaves half-way.
+        jobs = [("more", *engine.submit([texts["more"]], ASK))]
+        for name, wait in ((second, 3), ("few", 4), ("128", 5)):
+            for _ in range(wait):
+                engine.step()
+            jobs.append((name, *engine.submit([texts[name]], ASK)))
+        leaver = engine.submit([texts["129"]], ASK)
+        engine.step()
+        engine.cancel(leaver)
+        while not all(j.reason for _, j in jobs):
+            engine.step()
+        found["joined"] += [[n, row(j.answer())] for n, j in jobs]
+    return found
+
+
+def limits(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any]:
+    full = replace(ASK, max_new_tokens=32)
+    return {
+        "to the last position": [row(e.generate([texts["128"]], full)[0]) for e in (reference, engine)],
+        "one token more": [refusal(lambda e=e: e.generate(["q", texts["129"]], full)) for e in (reference, engine)],
+        "too many prompts": [refusal(lambda e=e: e.generate(["q"] * 5, ASK)) for e in (reference, engine)],
+        "streamed": [refusal(lambda e=e: next(e.stream(texts["129"], full))) for e in (reference, engine)],
+        "after refusals": row(engine.generate([texts["few"]], ASK)[0]),
+    }
+
+
+def stops(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any]:
+    """A stop string over the border of two tokens; the end token; pieces of a stream."""
+    text = texts["few"]
+    (job,) = engine.submit([text], ASK)
+    while not job.reason:
+        engine.step()
+    pieces = [engine.tokenizer.decode([t]) for t in job.kept]
+    i = next(
+        i for i in range(4, len(pieces) - 1)
+        if "\ufffd" not in pieces[i] + pieces[i + 1] and job.text.count(pieces[i][-1] + pieces[i + 1][0]) == 1
+    )  # fmt: skip
+    border = pieces[i][-1] + pieces[i + 1][0]
+    asked = replace(ASK, stop=("never there", border))
+    streamed = list(engine.stream(text, asked))
+    found = {
+        "border": border,
+        "whole": job.text,
+        "stopped": [row(e.generate([text], asked)[0]) for e in (reference, engine)],
+        "streamed": [streamed[:-1], row(streamed[-1])],
+        "plain stream": [
+            [p if isinstance(p, str) else row(p) for p in engine.stream(t, ASK)] for t in texts.values()
+        ],
+    }
+    end = job.kept[6]
+    engine.ends, before = frozenset([end]), engine.ends
+    reference.model.generation_config.eos_token_id, old = end, reference.model.generation_config.eos_token_id
+    found["end token"] = [row(e.generate([text], ASK)[0]) for e in (reference, engine)]
+    engine.ends, reference.model.generation_config.eos_token_id = before, old
+    found["ends"] = sorted(before)
+    return found
+
+
+def seeds(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
+    def ask(seed: int | None, *names: str) -> list[str]:
+        drawn = replace(ASK, do_sample=True, temperature=3.0, top_k=40, top_p=0.95, seed=seed)
+        return [a.text for a in engine.generate([texts[n] for n in names], drawn)]
+
+    return {
+        "again": [ask(7, "few"), ask(7, "few")],
+        "in company": ask(7, "more", "127", "few"),
+        "negative": ask(-7, "few"),
+        "others": [ask(seed, "few")[0] for seed in range(6)],
+        "none": [ask(None, "few")[0] for _ in range(6)],
+    }
+
+
+def failures(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
+    """A reader who leaves, a device that fails: slots must be free again."""
+    found: dict[str, Any] = {}
+    for _ in range(6):
+        pieces = engine.stream(texts["few"], ASK)
+        next(pieces)
+        pieces.close()
+    found["after readers left"] = row(engine.generate([texts["few"]], ASK)[0])
+    forward = engine.model.forward
+
+    def broken(**_: Any) -> Any:
+        raise RuntimeError("nrt error")
+
+    engine.model.forward = broken
+    found["broken"] = [refusal(lambda: engine.generate([texts["few"]] * 4, ASK)) for _ in range(2)]
+    engine.model.forward = forward
+    found["after failures"] = [row(a) for a in engine.generate([texts["few"]] * 4, ASK)]
+    return found
+
+
+def artifacts(tnx: Any, model: Path, work: Path, texts: dict[str, str]) -> dict[str, Any]:
+    """Unprepared, prepared, prepared for something else, split; nothing is written to the model directory."""
+    from transformers import AutoModelForCausalLM
+
+    from serve import prepare
+    from serve.engines import neuron
+
+    found: dict[str, Any] = {}
+
+    def loaded(folder: Path, options: ServeOptions = OPTIONS) -> Any:
+        with compiles() as count:
+            answer = row(neuron.load(folder, options).generate([texts["few"]], ASK)[0])
+        return [count[0], answer]
+
+    cache = model / "neuron-compile-cache" / "neuronxcc-2.15" / "MODULE_1"
+    cache.mkdir(parents=True)
+    (cache / "model.neff").write_text("shipped")
+    (cache / "model.lock").write_text("")
+    before = tree(model)
+    os.environ.pop("NEURON_COMPILE_CACHE_URL", None)
+    found["unprepared"] = loaded(model)
+    moved = Path(os.environ["NEURON_COMPILE_CACHE_URL"])
+    found["cache"] = [
+        model in moved.parents,
+        sorted(str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()),
+    ]
+    with compiles() as count:
+        place = prepare.prepare(model, work / "prepared", OPTIONS)
+    found["prepare"] = [count[0], sorted(p.suffix for p in place.iterdir())]
+    found["model directory untouched"] = tree(model) == before
+    with compiles() as count:
+        prepare.prepare(model, work / "prepared", OPTIONS)
+    found["prepare again"] = count[0]
+    prepared = tree(work / "prepared")
+    found["prepared"] = loaded(work / "prepared")
+    found["other options"] = refusal(lambda: neuron.load(work / "prepared", replace(OPTIONS, n_positions=128)))
+    found["prepared untouched"] = tree(work / "prepared") == prepared
+    (place / "compile_key.json").unlink()
+    found["without its key"] = loaded(work / "prepared")[0]
+    with compiles() as count:
+        prepare.prepare(work / "prepared", work / "prepared", replace(OPTIONS, n_positions=128))
+    found["prepare anew, in place"] = [count[0], loaded(work / "prepared", replace(OPTIONS, n_positions=128))[0]]
+    split = work / "split"
+    tnx.module.save_pretrained_split(AutoModelForCausalLM.from_pretrained(model), str(split))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (split / name).write_bytes((model / name).read_bytes())
+    prepare.check_model_directory(split)
+    found["split"] = loaded(split)
+    found["no model"] = refusal(lambda: prepare.prepare(work, work / "x", OPTIONS))
+    assert issubclass(ArtifactError, ValueError)
+    found["dtypes"] = {}
+    for dtype in ("bf16", "fp16", "fp32"):
+        neuron.build(model, replace(OPTIONS, dtype=dtype, tp_degree=2))
+        found["dtypes"][dtype] = KEYWORDS[-1]
+    neuron.build(model, replace(OPTIONS, max_batch_size=1))
+    found["one prompt at a time"] = KEYWORDS[-1]["batch_size"]
+    for place, name in ((model / "x", "inside"), (work / "y", "outside")):
+        os.environ["NEURON_COMPILE_CACHE_URL"] = str(place)
+        neuron.move_cache(model, os.environ)
+        found[f"cache set {name}"] = os.environ["NEURON_COMPILE_CACHE_URL"] == str(place)
+    os.environ["NEURON_COMPILE_CACHE_URL"] = "s3://bucket/cache"
+    neuron.move_cache(model, os.environ)
+    found["cache on s3"] = os.environ["NEURON_COMPILE_CACHE_URL"]
+    return found
+
+
+def main(work: Path) -> None:
+    os.environ["TMPDIR"] = str(work)
+    tnx = install()
+    from serve.engines import neuron
+
+    model = work / "model"
+    tiny.write(model)
+    reference = cpu.load(model, OPTIONS)
+    engine = neuron.load(model, OPTIONS)
+    texts = prompts(engine.tokenizer)
+    found = {
+        "company": company(engine, reference, texts),
+        "limits": limits(engine, reference, texts),
+        "stops": stops(engine, reference, texts),
+        "seeds": seeds(engine, texts),
+        "failures": failures(engine, texts),
+        "artifacts": artifacts(tnx, model, work, texts),
+    }
+    (work / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

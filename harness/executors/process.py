@@ -96,11 +96,20 @@ def scratch_of(name: str) -> Path:
     return Path("/tmp") / f"nh-{hashlib.sha256(f'{os.getuid()}-{name}'.encode()).hexdigest()[:12]}"  # noqa: S108
 
 
+def check_environment(role: str) -> None:
+    """Raises MissingPrerequisite where the environment of `role` is missing or its set-up was interrupted."""
+    folder = python_of(role).parent.parent
+    if not folder.is_dir():
+        raise MissingPrerequisite(f"{folder.name} is not set up", hint="run: make setup")
+    if not (folder / "setup-complete").exists():
+        why = "its set-up was interrupted: packages may be missing"
+        raise MissingPrerequisite(f"{folder.name} is half installed", why, "run: make setup")
+
+
 def start(spec: ContainerSpec) -> Handle:
     """Start `python -m containers.entrypoint <command>`; its output goes to `spec.log`."""
+    check_environment(spec.role)
     python = python_of(spec.role)
-    if not python.exists():
-        raise MissingPrerequisite(f"{python.parent.parent.name} is not set up", hint="run: make setup")
     scratch = scratch_of(spec.name)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700)

@@ -17,6 +17,7 @@ from harness.emulator.hosting import Endpoint
 from harness.errors import Interrupted, InvalidInput, MissingPrerequisite
 from harness.estimate import cpu
 from harness.evaluate import HeldOut, Score
+from harness.executors import process
 from harness.plan import Deployment, Plan
 from harness.platforms.local import Local
 from harness.platforms.meter import Meter
@@ -95,6 +96,8 @@ def _where(record: Record) -> str:
 
 def train(run: Run, platform: Local, reporter: Reporter) -> None:
     """Upload what the job needs, then run it to its end; nothing is done that is done already."""
+    for role in ("train", "serve"):  # before anything takes time
+        process.check_environment(role)
     platform.upload(run.file, run.plan)
     _check_disk(run, platform)
     _say_estimate(platform, run.file, reporter)

@@ -1,4 +1,4 @@
-"""What a machine lacks is told before anything takes time: half an environment, a small or full disk, a taken port."""
+"""What a machine lacks is told before anything takes time: half an environment, a small or full disk, a port."""
 
 from __future__ import annotations
 

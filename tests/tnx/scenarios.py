@@ -194,6 +194,7 @@ def failures(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
         pieces = engine.stream(texts["few"], ASK)
         next(pieces)
         pieces.close()
+    found["still running"] = [engine.scheduler.step() is not None]
     found["after readers left"] = row(engine.generate([texts["few"]], ASK)[0])
     forward = engine.model.forward
 
@@ -203,6 +204,7 @@ def failures(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
     engine.model.forward = broken
     found["broken"] = [refusal(lambda: engine.generate([texts["few"]] * 4, ASK)) for _ in range(2)]
     engine.model.forward = forward
+    found["still running"].append(engine.scheduler.step() is not None)
     found["after failures"] = [row(a) for a in engine.generate([texts["few"]] * 4, ASK)]
     return found
 

@@ -128,6 +128,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(found: Any) -> None:
 def test_slots_are_free_after_readers_left_and_the_device_failed(found: Any) -> None:
     failures, few = found["failures"], found["company"]["cpu"]["few"]
     assert failures["broken"] == [["RuntimeError", "nrt error"]] * 2
+    assert failures["still running"] == [False, False]  # an abandoned answer is not computed to its end
     assert [failures["after readers left"], *failures["after failures"]] == [few] * 5
 
 

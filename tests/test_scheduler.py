@@ -147,7 +147,7 @@ def test_what_a_stream_shows_is_never_taken_back(text: str, stops: list[str], at
     begun = text[:at]
     if cut(begun, stops) is None and not begun.endswith("\ufffd"):
         assert whole.startswith(settled(begun, stops))
-    assert not settled(begun, stops).endswith("\ufffd") or any("\ufffd" in s for s in stops)
+    assert settled(begun + "\ufffd", stops) == settled(begun, stops)  # half a character is held back
 
 
 def test_cut_takes_the_first_stop() -> None:

@@ -43,6 +43,9 @@ class Job:
     """Why it ended; empty while it goes on."""
     kept: list[int] = field(default_factory=list)
     """The tokens of the text: without the one that ended it."""
+    context: int = 0
+    read: int = 0
+    """The text says kept[:read]; what comes next is decoded after kept[context:read], as spaces depend on it."""
 
     def answer(self) -> Generation:
         return Generation(self.text, self.reason, len(self.sequence.prompt), len(self.sequence.generated))
@@ -140,17 +143,28 @@ class NeuronEngine:
             self.scheduler.release(job.sequence)
 
     def _receive(self, job: Job, token: int) -> None:
-        if token in self.ends:
-            job.reason = "eos_token"
-            return
-        job.kept.append(token)
-        # As the model wrote it: cleaning up spaces would change text that a stream has already shown.
-        job.text = self.tokenizer.decode(job.kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ended = token in self.ends
+        if not ended:
+            job.kept.append(token)
+        full = len(job.sequence.generated) == job.sequence.max_new_tokens
+        self._read(job, whole=ended or full)
         before = cut(job.text, job.parameters.stop)
         if before is not None:
             job.text, job.reason = before, "stop_sequence"
-        elif len(job.sequence.generated) == job.sequence.max_new_tokens:
-            job.reason = "length"
+        elif ended or full:
+            job.reason = "eos_token" if ended else "length"
+
+    def _read(self, job: Job, whole: bool) -> None:
+        """Add to the text what the newest tokens say; half a character waits for its rest, unless this is all."""
+        # Only the last few tokens are decoded again: decoding 1,024 of them takes milliseconds, in every step.
+        old, new = (self._decode(job.kept[job.context : end]) for end in (job.read, len(job.kept)))
+        if whole or not new.endswith("\ufffd"):
+            job.text += new[len(old) :]
+            job.context, job.read = job.read, len(job.kept)
+
+    def _decode(self, tokens: list[int]) -> str:
+        # As the model wrote it: cleaning up spaces would change text that a stream has already shown.
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def load(model_dir: Path, options: ServeOptions) -> NeuronEngine:

@@ -205,7 +205,9 @@ def finished(trainer: Any) -> Any:
         xm.mark_step()
         weights = {name: tensor.detach().to("cpu") for name, tensor in trainer.model.state_dict().items()}
         return _whole(trainer.original, weights) if xm.get_ordinal() == 0 else None
-    # One parent, torchrun, for the workers of a host; other hosts hold copies of the same shards.
+    # With xser data-parallel workers split the tensor files between them, and those of other hosts are not here.
+    trainer.accelerator.state.mp_plugin.use_xser = False
+    # One parent, torchrun, for the workers of a host; tensor parallelism stays within one.
     folder = Path(tempfile.gettempdir()) / f"shards-of-{os.getppid()}"
     arguments.save_only_model = True
     trainer.save_model(str(folder))

@@ -72,7 +72,10 @@ def test_a_failure_file_of_the_trainer_is_kept(program: Path, tmp_path: Path) ->
 def test_signals_reach_the_trainer_and_its_children(program: Path, tmp_path: Path, signum: int) -> None:
     trainer = """
 import signal, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; print('child up', flush=True); time.sleep(60)"])
+# The default is set again because whoever starts the tests in the background has SIGINT ignored for all below.
+grand = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+grand += "; print('child up', flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", grand])
 def stop(*_):
     child.wait()
     print("saved", flush=True)

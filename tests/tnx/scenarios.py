@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -187,6 +188,36 @@ def seeds(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def decoding(byte_level: Any) -> dict[str, Any]:
+    """Text that grows token by token, and all tokens decoded at once: bytes, and words that carry their space."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    from serve.engines.neuron import Job, NeuronEngine
+    from serve.scheduler import Sequence
+
+    words = {w: i for i, w in enumerate(["<unk>", "</s>", *(f"\u2581{c}" for c in "abcdefgh"), *"ijklmnop"])}
+    spaced = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    spaced.decoder = decoders.Metaspace()
+    found = {}
+    for name, tokenizer in {
+        "bytes": byte_level,
+        "words": PreTrainedTokenizerFast(tokenizer_object=spaced, unk_token="<unk>", eos_token="</s>"),
+    }.items():
+        engine, chance = NeuronEngine(None, tokenizer, frozenset([1]), OPTIONS), random.Random(0)
+        different = []
+        for size in range(1, 120):
+            tokens = [chance.randrange(2, len(tokenizer)) for _ in range(size)]
+            job = Job(Sequence((1,), size), ASK, None)
+            for token in tokens:
+                job.sequence.generated.append(token)
+                engine._receive(job, token)
+            if job.text != tokenizer.decode(tokens, clean_up_tokenization_spaces=False):
+                different.append(tokens)
+        found[name] = len(different)
+    return found
+
+
 def failures(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
     """A reader who leaves, a device that fails: slots must be free again."""
     found: dict[str, Any] = {}
@@ -290,6 +321,7 @@ def main(work: Path) -> None:
         "limits": limits(engine, reference, texts),
         "stops": stops(engine, reference, texts),
         "seeds": seeds(engine, texts),
+        "decoding": decoding(engine.tokenizer),
         "failures": failures(engine, texts),
         "artifacts": artifacts(tnx, model, work, texts),
     }

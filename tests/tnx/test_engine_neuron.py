@@ -125,6 +125,11 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(found: Any) -> None:
 
 
 @pytest.mark.server
+def test_text_that_grows_by_tokens_is_what_all_tokens_say(found: Any) -> None:
+    assert found["decoding"] == {"bytes": 0, "words": 0}
+
+
+@pytest.mark.server
 def test_slots_are_free_after_readers_left_and_the_device_failed(found: Any) -> None:
     failures, few = found["failures"], found["company"]["cpu"]["few"]
     assert failures["broken"] == [["RuntimeError", "nrt error"]] * 2

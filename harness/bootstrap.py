@@ -25,12 +25,16 @@ from harness.errors import HarnessError, MissingPrerequisite, Problem
 from harness.paths import CACHE, ROOT, python_of
 from harness.shell import run
 
-ENVIRONMENTS = ("harness", "train", "serve")
+ENVIRONMENTS = ("harness", "train", "serve", "neuron")
 TORCH = "torch==2.13.0"
 LOCKS = ROOT / "locks"
 GIB = 1 << 30
 # Measured on disk after set-up (docs/status.md): 1.9 GB with the CPU wheel of torch; runs and assets add 1.5 GB.
-DISK_GIB, DISK_CUDA_GIB, MEMORY_GIB = 6, 14, 8
+DISK_GIB, DISK_CUDA_GIB, DISK_NEURON_GIB, MEMORY_GIB = 6, 14, 6, 8
+# What torch 2.1.2 and torch_xla 2.1.0 ask for and do not import: a compiler for GPUs, tools for Google's cloud.
+NEURON_WITHOUT = ("triton", "cloud-tpu-client", "google-api-core", "google-api-python-client", "google-auth")
+NEURON_WITHOUT += ("google-auth-httplib2", "googleapis-common-protos", "httplib2", "oauth2client", "uritemplate")
+NEURON_WITHOUT += ("pyasn1", "pyasn1-modules", "rsa", "cryptography", "cffi", "pycparser", "pyparsing")
 
 
 def prerequisites(environments: list[str]) -> list[Problem]:
@@ -72,6 +76,7 @@ def _too_small(environments: list[str]) -> list[Problem]:
     if missing:
         cpu = find_torch_wheel() is not None
         need, free = (DISK_GIB if cpu else DISK_CUDA_GIB), shutil.disk_usage(ROOT).free / GIB
+        need += DISK_NEURON_GIB if "neuron" in missing else 0
         if free < need:
             why = "" if cpu else "without WHEELS torch is PyPI's build, which brings 7 GB of CUDA libraries"
             problems.append(Problem(f"{free:.1f} GiB of disk are free, {need} are needed", why, "free some"))
@@ -160,7 +165,7 @@ def ensure_environment(name: str) -> None:
     _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / f"{name}.txt"))
     if name == "harness":
         _link_product(folder)
-    else:
+    elif name != "neuron":  # that one has an older torch, in its lock
         _install_torch(into)
     (folder / "setup-complete").write_text(wanted)
 
@@ -206,7 +211,9 @@ def lock() -> None:
     links = ["--find-links", str(wheel.parent)] if wheel else []
     for name in ("bootstrap", *ENVIRONMENTS):
         source, target = str(LOCKS / f"{name}.in"), str(LOCKS / f"{name}.txt")
-        _uv(*common, *links, "--no-emit-package", "torch", source, "-o", target)
+        without = NEURON_WITHOUT if name == "neuron" else ("torch",)
+        words = [word for package in without for word in ("--no-emit-package", package)]
+        _uv(*common, *links, *words, source, "-o", target)
     shared = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy")
     skip = [word for name in (*shared, "typing-extensions") for word in ("--no-emit-package", name)]
     _uv(*common, *skip, str(LOCKS / "torch.in"), "-o", str(LOCKS / "torch-pypi.txt"))
@@ -216,7 +223,7 @@ def clean(everything: bool) -> None:
     """Delete what can be made again, and say what each thing freed."""
     names = [".runs", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"]
     if everything:
-        names += [".venv", ".venv-train", ".venv-serve", ".cache"]
+        names += [".venv", ".venv-train", ".venv-serve", ".venv-neuron", ".cache"]
     total = 0
     for path in (ROOT / name for name in names):
         if path.is_dir():

@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3
 PY := .venv/bin/python
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: help setup check test test-fast kill-matrix demo lock generated clean distclean
+.PHONY: help setup check test test-neuron test-fast kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,7 +26,13 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest -m "not docker"
+	@$(PY) -m pytest -m "not docker and not neuron"
+
+NEURON_TESTS := tests/neuron tests/shards tests/tnx tests/conformance tests/test_signature.py tests/test_limits.py
+
+test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
+	@$(SETUP) harness train serve neuron
+	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS)
 
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness

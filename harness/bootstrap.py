@@ -32,9 +32,9 @@ GIB = 1 << 30
 # Measured on disk after set-up (docs/status.md): 1.9 GB with the CPU wheel of torch; runs and assets add 1.5 GB.
 DISK_GIB, DISK_CUDA_GIB, DISK_NEURON_GIB, MEMORY_GIB = 6, 14, 6, 8
 # What torch 2.1.2 and torch_xla 2.1.0 ask for and do not import: a compiler for GPUs, tools for Google's cloud.
-NEURON_WITHOUT = ("triton", "cloud-tpu-client", "google-api-core", "google-api-python-client", "google-auth")
-NEURON_WITHOUT += ("google-auth-httplib2", "googleapis-common-protos", "httplib2", "oauth2client", "uritemplate")
-NEURON_WITHOUT += ("pyasn1", "pyasn1-modules", "rsa", "cryptography", "cffi", "pycparser", "pyparsing")
+NEURON_WITHOUT: tuple[str, ...] = ("triton", "cloud-tpu-client", "google-api-core", "google-api-python-client")
+NEURON_WITHOUT += ("google-auth", "google-auth-httplib2", "googleapis-common-protos", "httplib2", "oauth2client")
+NEURON_WITHOUT += ("uritemplate", "pyasn1", "pyasn1-modules", "rsa", "cryptography", "cffi", "pycparser", "pyparsing")
 
 
 def prerequisites(environments: list[str]) -> list[Problem]:

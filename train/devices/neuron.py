@@ -2,7 +2,8 @@
 
 What that version gets wrong is put right here, each with its reason; docs/neuron-training.md has the evidence:
 evaluation raises TypeError; a job with tensor parallelism takes its loss over padding and prompts, too; the logged
-loss and the gradient are multiplied by the accumulation; every epoch has one order of rows, whatever --seed says.
+loss and the gradient are multiplied by the accumulation; with several workers every epoch has one order of rows,
+whatever --seed says; after the first checkpoint nothing is learned any more, and to resume from it raises TypeError.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def masked_cross_entropy(logits: Any, labels: Any, *args: Any, **kwargs: Any) ->
     losses = _every_position(logits, labels * kept, *args, reduction="none", **kwargs) * kept
     if reduction == "none":
         return losses
-    return losses.sum() / kept.sum() if reduction == "mean" else losses.sum()
+    # A microbatch of filling rows only has no labels: its loss is 0.
+    return losses.sum() / kept.sum().clamp(min=1) if reduction == "mean" else losses.sum()
 
 
 class EpochShard(DistributedSampler[Any]):
@@ -121,7 +123,7 @@ class EpochShard(DistributedSampler[Any]):
 
 
 class FullBatches(torch.utils.data.Dataset[Any]):
-    """Rows repeated from the first on, up to a whole number of batches: evaluation leaves no row out."""
+    """Rows filled up to a whole number of batches with rows that have no labels: evaluation leaves no row out."""
 
     def __init__(self, rows: Any, batch: int) -> None:
         self.rows, self.length = rows, -(-len(rows) // batch) * batch
@@ -130,7 +132,8 @@ class FullBatches(torch.utils.data.Dataset[Any]):
         return self.length
 
     def __getitem__(self, index: int) -> Any:
-        return self.rows[index % len(self.rows)]
+        row = self.rows[index % len(self.rows)]
+        return row if index < len(self.rows) else {**row, "labels": row["labels"] * 0 + IGNORED}
 
 
 class StaticTrainer(NeuronTrainer):
@@ -146,6 +149,8 @@ class StaticTrainer(NeuronTrainer):
         if self.accelerator.gradient_accumulation_steps != 1:
             raise RuntimeError("optimum-neuron divides by the accumulation itself: this is not version 0.0.28")
         self.model_accepts_loss_kwargs = False
+        self.evaluation_scale = 1.0
+        self.handled_step = 0
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         # Upstream takes the newest directory of output_dir, torn or of another run, while it parses the arguments.
@@ -175,16 +180,46 @@ class StaticTrainer(NeuronTrainer):
         from neuronx_distributed.parallel_layers import parallel_state
 
         rows = eval_dataset if eval_dataset is not None else self.eval_dataset
-        return super().get_eval_dataloader(
-            FullBatches(rows, self.args.eval_batch_size * parallel_state.get_data_parallel_size())
-        )
+        batch = self.args.eval_batch_size
+        full = FullBatches(rows, batch * parallel_state.get_data_parallel_size())
+        self.evaluation_scale = len(full) / (batch * len(rows))
+        return super().get_eval_dataloader(full)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if return_outputs:  # evaluation; a pipeline has its own way and never comes here
-            return Trainer.compute_loss(self, model, inputs, return_outputs=True)
-        return super().compute_loss(model, inputs, num_items_in_batch)
+        if not return_outputs:
+            return super().compute_loss(model, inputs, num_items_in_batch)
+        # Evaluation; a pipeline has its own way and never comes here. Upstream takes the mean over all batches, while
+        # transformers weights a batch by its rows. So does this, and the filled batch has fewer.
+        rows = (inputs["labels"] != IGNORED).any(dim=1).sum()
+        loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
+        return torch.where(rows > 0, loss, 0.0) * rows * self.evaluation_scale, outputs
+
+    def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
+        if self.mp_enabled or compiling_only():
+            super().save_model(output_dir, _internal_call)
+            return
+        # Upstream moves the model to the host and back, which makes its parameters new ones that the optimizer does
+        # not know: after the first checkpoint nothing is learned any more.
+        weights = on_host(self.model)
+        if xm.get_ordinal() == 0:
+            folder = Path(output_dir or self.args.output_dir)
+            _whole(self.original, weights).save_pretrained(folder)
+            torch.save(self.args, folder / "training_args.bin")
+        xm.rendezvous("the model is saved")
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.state.train_batch_size = self._train_batch_size  # upstream leaves it None, and a resume divides by it
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Upstream calls it again at the end of an epoch, before what it left to do for the last step has been done:
+        # that step would be saved twice, and the second sum of losses is one more graph to compile.
+        by_epoch = "epoch" in (self.args.logging_strategy, self.args.eval_strategy, self.args.save_strategy)
+        if by_epoch or self.state.global_step != self.handled_step:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.handled_step = self.state.global_step
 
 
 def trainer(**kwargs: Any) -> Any:
@@ -202,8 +237,7 @@ def finished(trainer: Any) -> Any:
         return None
     arguments = trainer.args
     if not trainer.mp_enabled:
-        xm.mark_step()
-        weights = {name: tensor.detach().to("cpu") for name, tensor in trainer.model.state_dict().items()}
+        weights = on_host(trainer.model)
         return _whole(trainer.original, weights) if xm.get_ordinal() == 0 else None
     # With xser data-parallel workers split the tensor files between them, and those of other hosts are not here.
     trainer.accelerator.state.mp_plugin.use_xser = False
@@ -218,6 +252,12 @@ def finished(trainer: Any) -> Any:
     weights = from_shards(folder, folder / "whole", **sizes)
     shutil.rmtree(folder)
     return _whole(trainer.original, weights)
+
+
+def on_host(model: Any) -> dict[str, Any]:
+    """Copies of the model's weights, after what was asked of the device so far is done."""
+    xm.mark_step()
+    return {name: tensor.detach().to("cpu") for name, tensor in model.state_dict().items()}
 
 
 def from_shards(shards: Path, out: Path, tp: int, pp: int) -> dict[str, Any]:

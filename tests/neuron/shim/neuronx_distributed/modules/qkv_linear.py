@@ -1,0 +1,5 @@
+from .._absent import Absent
+
+
+class GQAQKVColumnParallelLinear(Absent):
+    pass

@@ -1,0 +1,5 @@
+from .._absent import Absent
+
+
+class NxDPPModel(Absent):
+    """No model is one."""

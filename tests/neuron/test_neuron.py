@@ -1,0 +1,335 @@
+"""Our run_clm drives the real NeuronTrainer of optimum-neuron 0.0.28, on XLA:CPU. `make test-neuron` runs it.
+
+Everything is real but the packages that are published for Neuron hosts only; tests/neuron/shim stands in for those
+on one core. The reference is device cpu in the same environment: fp32, the same batches, twenty steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PYTHON = ROOT / ".venv-neuron" / "bin" / "python"
+pytestmark = [pytest.mark.neuron, pytest.mark.timeout(600)]
+STEPS = 20
+TRAIN_ROWS, BATCH, ACCUMULATION = 64, 4, 2
+EPOCH = TRAIN_ROWS // (BATCH * ACCUMULATION)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
+ARGUMENTS = {
+    "block_size": 24,
+    "per_device_train_batch_size": BATCH,
+    "per_device_eval_batch_size": 8,
+    "gradient_accumulation_steps": ACCUMULATION,
+    "max_steps": STEPS,
+    "learning_rate": 5e-3,
+    "warmup_steps": 3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": "true",
+    "seed": 11,
+}
+SAVES = (("save_strategy", "steps"), ("save_steps", 12))
+
+
+@dataclass
+class Run:
+    """What a run left: its exit code and output, losses by step, compile counts, artifact."""
+
+    code: int
+    output: str
+    folder: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    counts: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def of(self, name: str) -> dict[int, float]:
+        return {row["step"]: row[name] for row in self.rows if name in row}
+
+    def good(self) -> Run:
+        assert self.code == 0, self.output[-3000:]
+        return self
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and data; 19 validation rows in batches of 8, so that the last batch is not full."""
+    folder = tmp_path_factory.mktemp("neuron")
+    done = python("-m", "tests.chain.make_tiny_model", str(folder / "model"))
+    assert done.returncode == 0, done.stdout
+    for name, count in (("train", TRAIN_ROWS), ("validation", 19)):
+        rows = [("red", "Yes") if i % 2 else ("blue", "No") for i in range(count)]
+        lines = [json.dumps({"prompt": f"{name[0]}{i} {w}: warm?", "completion": a}) for i, (w, a) in enumerate(rows)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the interpreter of .venv-neuron; both its outputs are in `stdout`."""
+    assert PYTHON.exists(), "run `make test-neuron`, which sets .venv-neuron up"
+    ours = ("NEURON", "RUN_NEURON", "XLA_", "PJRT", "SAGEMAKER", "TORCHELASTIC", "WORLD_SIZE", "CUSTOM_CACHE")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return subprocess.run(
+        [PYTHON, *words],
+        cwd=ROOT,
+        env={**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def with_shim(*words: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    path = f"{ROOT / 'tests' / 'neuron' / 'shim'}:{ROOT}"
+    cache_url = str(folder / "cache")
+    return python(*words, PYTHONPATH=path, PJRT_DEVICE="CPU", NEURON_COMPILE_CACHE_URL=cache_url, **env)
+
+
+def arguments(work: Path, folder: Path, device: str, **more: Any) -> list[str]:
+    given = {
+        **ARGUMENTS,
+        "model_name_or_path": work / "model",
+        "train_file": work / "train.jsonl",
+        "validation_file": work / "validation.jsonl",
+        "output_dir": folder / "checkpoints",
+        "export_dir": folder / "model",
+        "metrics_dir": folder / "metrics",
+        "device": device,
+        **more,
+    }
+    return [word for key, value in given.items() for word in (f"--{key}", str(value))]
+
+
+def read(done: subprocess.CompletedProcess[str], folder: Path) -> Run:
+    run = Run(done.returncode, done.stdout, folder)
+    for attribute, file in (("rows", folder / "metrics" / "metrics.jsonl"), ("counts", folder / "counts.jsonl")):
+        lines = file.read_text().splitlines() if file.exists() else []
+        setattr(run, attribute, [json.loads(line) for line in lines])
+    return run
+
+
+@cache
+def driven(work: Path, name: str, mutant: str = "none", more: tuple[tuple[str, Any], ...] = ()) -> Run:
+    """run_clm on device neuron, with its compilations counted and perhaps something broken on purpose."""
+    folder = work / name
+    folder.mkdir()
+    words = [*TORCHRUN, "-m", "tests.neuron.drive", str(folder / "counts.jsonl"), mutant]
+    return read(with_shim(*words, *arguments(work, folder, "neuron", **dict(more)), folder=folder), folder)
+
+
+@pytest.fixture(scope="session")
+def cpu(work: Path) -> Run:
+    """USE_TORCH_XLA=0, since transformers would take torch_xla for its device otherwise."""
+    words = arguments(work, work / "cpu", "cpu", use_cpu="true", zero_1="true", eval_strategy="steps", eval_steps=5)
+    run = read(python("-m", "train.run_clm", *words, USE_TORCH_XLA="0"), work / "cpu").good()
+    assert "without effect here: zero_1 True" in run.output
+    return run
+
+
+@pytest.fixture(scope="session")
+def neuron(work: Path) -> Run:
+    return driven(work, "neuron", more=(*SAVES, ("eval_strategy", "steps"), ("eval_steps", 5))).good()
+
+
+ALLOWED = {"loss": 5e-4, "grad_norm": 5e-3, "learning_rate": 1e-9, "eval_loss": 5e-4}
+
+
+def differences(cpu: Run, other: Run, *names: str) -> list[str]:
+    """Where two runs differ in the third decimal; [] means equal.
+
+    The norm of the gradient belongs to it: with AdamW and clipping, one twice too large gives the same losses.
+    """
+    found = []
+    for name in names or ("loss", "grad_norm", "learning_rate"):
+        ours, theirs = cpu.of(name), other.of(name)
+        assert sorted(ours) == sorted(theirs), f"{name}: logged at {sorted(ours)} and {sorted(theirs)}"
+        assert len(ours) == (4 if name == "eval_loss" else STEPS)
+        found += [f"{name} {s}: {ours[s]} {theirs[s]}" for s in ours if abs(ours[s] - theirs[s]) > ALLOWED[name]]
+    return found
+
+
+# -- training and evaluation
+
+
+def test_losses_gradients_and_rates_equal_the_cpu_devices_over_twenty_steps(cpu: Run, neuron: Run) -> None:
+    assert differences(cpu, neuron) == []
+    assert cpu.of("loss")[STEPS] < 0.6 * cpu.of("loss")[1], "it has to learn for the comparison to mean much"
+
+
+@pytest.mark.parametrize("mutant", ["learning_rate", "mask", "accumulation", "order"])
+def test_the_comparison_sees_each_mutant(work: Path, cpu: Run, mutant: str) -> None:
+    found = differences(cpu, driven(work, f"mutant-{mutant}", mutant).good())
+    assert any(line.startswith("loss") for line in found), found
+
+
+def test_evaluation_gives_the_cpu_devices_loss_with_a_last_batch_of_three_rows(cpu: Run, neuron: Run) -> None:
+    assert sorted(neuron.of("eval_loss")) == [5, 10, 15, 20]
+    assert differences(cpu, neuron, "eval_loss") == []
+
+
+def test_upstreams_evaluation_raises(work: Path) -> None:
+    run = driven(work, "mutant-evaluation", "evaluation", more=(("max_steps", 1),))
+    assert run.code != 0
+    assert "compute_loss() got an unexpected keyword argument 'return_outputs'" in run.output
+
+
+@pytest.mark.parametrize("mutant", ["equal_batches", "repeated_rows"])
+def test_the_comparison_sees_an_evaluation_that_counts_filled_batches_whole(
+    work: Path, cpu: Run, mutant: str
+) -> None:
+    run = driven(work, f"mutant-{mutant}", mutant, more=(("eval_strategy", "steps"), ("eval_steps", 5))).good()
+    assert differences(cpu, run) == []
+    assert differences(cpu, run, "eval_loss") != []
+
+
+# -- compilations
+
+
+def test_nothing_is_compiled_after_the_first_steps_of_training_and_evaluation(neuron: Run) -> None:
+    """Last batches and the turn of the epoch included: 3 batches of 8, 8 and 3 rows, 2.5 epochs of 8 steps."""
+    steps = {step: count for event, step, count in neuron.counts if event == "step"}
+    evaluations = [row for row in neuron.counts if row[0] == "evaluation"]
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    assert len(evaluations) == 5 * 3, "four in training and one after it"
+    assert 0 < steps[3] == steps[4] == steps[5], "training, before the first evaluation"
+    assert {row[2] for row in evaluations[1:]} == {steps[EPOCH]}, "from the second batch of the first evaluation on"
+    assert {count for step, count in steps.items() if step > 5} == {steps[EPOCH]}, "the rest of training"
+
+
+@pytest.mark.parametrize("mutant", ["epoch_end", "short_batch"])
+def test_the_count_sees_one_more_graph(work: Path, mutant: str) -> None:
+    """At the end of an epoch, as upstream; for a shorter last batch, where nobody checks the signature."""
+    run = driven(work, f"mutant-{mutant}", mutant, more=(("eval_strategy", "steps"), ("eval_steps", 5))).good()
+    with pytest.raises(AssertionError):
+        test_nothing_is_compiled_after_the_first_steps_of_training_and_evaluation(run)
+
+
+def test_a_shorter_last_batch_is_refused_before_the_first_step(work: Path) -> None:
+    run = driven(work, "mutant-last_batch", "last_batch")
+    assert run.code != 0
+    assert "SignatureError" in run.output
+    assert "validation: 1 of 3 batches have another shape: batch 3 of 3 (the last)" in run.output
+    assert run.of("loss") == {}
+
+
+# -- saving, resuming, the artifact
+
+
+def test_the_artifact_is_the_cpu_devices(work: Path, cpu: Run, neuron: Run) -> None:
+    ours, theirs = cpu.folder / "model", neuron.folder / "model"
+    names = {p.name for p in theirs.iterdir()}
+    assert names == {p.name for p in ours.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "manifest.json"} <= names
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert json.loads((ours / name).read_text()) == json.loads((theirs / name).read_text()), name
+    manifest = json.loads((theirs / "manifest.json").read_text())
+    assert (manifest["device"], manifest["versions"]["optimum-neuron"]) == ("neuron", "0.0.28")
+    assert manifest["metrics"]["steps"] == STEPS
+    done = python("-m", "tests.neuron.compare", str(theirs), str(ours), str(work / "model"))
+    apart, trained = json.loads(done.stdout.splitlines()[-1])
+    assert apart < 0.1 * trained, f"bf16's rounding apart the same: {apart} against {trained} that training changed"
+
+
+@pytest.mark.parametrize(("mutant", "where"), [("save", "loss"), ("resume", "TypeError")])
+def test_upstreams_checkpoints_stop_the_learning_and_cannot_be_resumed_from(
+    work: Path, cpu: Run, mutant: str, where: str
+) -> None:
+    run = driven(work, f"mutant-{mutant}", mutant, more=SAVES).good()
+    if where == "loss":
+        found = differences(cpu, run, "loss")
+        assert found
+        assert {line.split()[1].rstrip(":") for line in found} <= {str(step) for step in range(13, STEPS + 1)}
+    else:
+        again = driven(work, "mutant-resume-2", "none", more=(*SAVES, ("output_dir", run.folder / "checkpoints")))
+        assert again.code != 0
+        assert "TypeError: unsupported operand type(s) for //: 'NoneType' and 'int'" in again.output
+
+
+def test_it_resumes_where_it_stopped_when_started_as_the_container_does(work: Path, neuron: Run) -> None:
+    """`python -m train.run_clm`, which becomes torchrun; steps 13 to 20 are those of the run that was not stopped."""
+    folder = work / "resumed"
+    saved = neuron.folder / "checkpoints" / "checkpoint-12"
+    shutil.copytree(saved, folder / "checkpoints" / "checkpoint-12")
+    words = arguments(work, folder, "neuron", **dict(SAVES))
+    run = read(with_shim("-m", "train.run_clm", *words, folder=folder), folder).good()
+    assert "torch.distributed.run --nproc_per_node=1 --standalone -m train.run_clm" in run.output
+    assert "resuming from checkpoint-12" in run.output
+    assert "step=12/" not in run.output
+    assert "step=13/" in run.output
+    assert run.of("loss") == neuron.of("loss")
+    done = python("-m", "tests.neuron.compare", *(str(r.folder / "model") for r in (run, neuron, neuron)))
+    assert json.loads(done.stdout.splitlines()[-1]) == [0.0, 0.0], "bit for bit"
+
+
+def test_compiling_only_exports_nothing(work: Path) -> None:
+    folder = work / "precompile"
+    words = arguments(work, folder, "neuron", max_steps=500)
+    done = with_shim("-m", "train.run_clm", *words, folder=folder, NEURON_EXTRACT_GRAPHS_ONLY="1")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "compiling only: 12 steps, nothing is exported" in done.stdout
+    assert "step=12/12" in done.stdout
+    assert "eval_loss" not in done.stdout
+    assert not (folder / "model").exists()
+
+
+def test_bf16_as_upstream_does_it(work: Path, cpu: Run) -> None:
+    run = driven(work, "bf16", more=(("bf16", "true"),)).good()
+    assert json.loads((run.folder / "model" / "manifest.json").read_text())["dtype"] == "bf16"
+    ours, theirs = cpu.of("loss"), run.of("loss")
+    assert abs(ours[1] - theirs[1]) < 0.05
+    assert theirs[STEPS] < 0.7 * theirs[1]
+    assert differences(cpu, run) != [], "bf16 was in force"
+
+
+# -- refusals
+
+
+def test_a_layout_that_does_not_fit_is_refused_before_anything_is_built(work: Path) -> None:
+    run = driven(work, "refused", more=(("tensor_parallel_size", 2),))
+    assert run.code != 0
+    assert (
+        "SignatureError: 1 cores are no multiple of tensor_parallel_size 2 x pipeline_parallel_size 1" in run.output
+    )
+
+
+def test_too_few_rows_for_a_step(work: Path) -> None:
+    run = driven(work, "rows", more=(("gradient_accumulation_steps", 17),))
+    assert run.code != 0
+    assert "64 rows make no step: 4 rows x 17 accumulation steps x 1 data-parallel workers need 68" in run.output
+
+
+# -- parts
+
+
+UNITS = (
+    "masked_loss_equals_torchs_in_value_and_gradient",
+    "upstreams_own_loss_takes_ignored_positions_in",
+    "the_loss_is_put_where_upstream_looks_for_it",
+    "flags_that_the_cpu_device_accepts_are_upstreams",
+    "workers_share_out_the_cpu_devices_order",
+    "evaluation_rows_fill_whole_batches_without_labels",
+    "a_whole_model_comes_from_weights_and_nothing_may_be_missing",
+)
+
+
+@pytest.fixture(scope="session")
+def units(work: Path) -> dict[str, str]:
+    done = with_shim("-m", "tests.neuron.units", folder=work)
+    found = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
+    assert set(found) == set(UNITS), done.stdout[-3000:]
+    return found
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_unit(units: dict[str, str], name: str) -> None:
+    assert units[name] == "ok", units[name]

@@ -1,0 +1,181 @@
+"""Parts of device neuron that need its packages: run by `python -m tests.neuron.units`, one JSON line for each.
+
+They are not pytest's, because .venv-neuron has optimum-neuron's pins and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from optimum.neuron.distributed import parallel_layers
+from optimum.neuron.training_args import NeuronTrainingArgumentsMixin
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from train.data import IGNORED
+from train.devices import neuron
+from train.devices.cpu import EpochSampler
+from train.devices.ignored import NeuronFlags
+
+TESTS: list[Callable[[], None]] = []
+
+
+def unit(function: Callable[[], None]) -> Callable[[], None]:
+    TESTS.append(function)
+    return function
+
+
+def per_token(logits: Any, labels: Any, label_smoothing: float = 0.0) -> Any:
+    """As neuronx-distributed's on one core: a label outside the vocabulary has the log-sum-exp as its loss."""
+    assert label_smoothing == 0.0
+    inside = (labels >= 0) & (labels < logits.shape[-1])
+    return torch.logsumexp(logits, -1) - logits.gather(-1, (labels * inside)[:, None])[:, 0] * inside
+
+
+def random_rows() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 11, (40,))
+    labels[torch.rand(40) < 0.8] = IGNORED
+    return torch.randn(40, 11, requires_grad=True), labels
+
+
+AS_CALLED = {"weight": None, "ignore_index": IGNORED, "label_smoothing": 0.0}  # by torch's cross_entropy
+
+
+@unit
+def masked_loss_equals_torchs_in_value_and_gradient() -> None:
+    for reduction in ("mean", "sum", "none"):
+        logits, labels = random_rows()
+        expected = torch.nn.functional.cross_entropy(logits, labels, reduction=reduction)
+        (wanted,) = torch.autograd.grad(expected.sum(), logits)
+        found = neuron.masked_cross_entropy(logits, labels, reduction=reduction, **AS_CALLED)
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradient, wanted)
+    assert float(neuron.masked_cross_entropy(logits, labels * 0 + IGNORED, **AS_CALLED)) == 0.0
+
+
+@unit
+def upstreams_own_loss_takes_ignored_positions_in() -> None:
+    """The reason for masked_cross_entropy: the real safe_parallel_cross_entropy over the same losses per token."""
+    logits, labels = random_rows()
+    found = float(UPSTREAM(logits, labels, reduction="mean", **AS_CALLED))
+    assert abs(found - float(per_token(logits, labels, 0.0).mean())) < 1e-6
+    assert abs(found - float(torch.nn.functional.cross_entropy(logits, labels))) > 0.01
+
+
+@unit
+def the_loss_is_put_where_upstream_looks_for_it() -> None:
+    assert parallel_layers.safe_parallel_cross_entropy is UPSTREAM
+    with contextlib.suppress(Exception):  # there is no model; the loss is put in place before
+        neuron.trainer(model=SimpleNamespace(config=None, generation_config=None), args=None)
+
+    class Model:
+        def forward(self, logits: Any, labels: Any) -> Any:
+            return torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="mean")
+
+    logits, labels = random_rows()
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    model = Model()
+    # Upstream's own patch, as it is applied to a model whose vocabulary is cut.
+    parallel_layers.ParallelCrossEntropy.patch_cross_entropy(model)
+    torch.testing.assert_close(model.forward(logits, labels), expected)
+    parallel_layers.safe_parallel_cross_entropy = UPSTREAM
+    plain = Model()
+    parallel_layers.ParallelCrossEntropy.patch_cross_entropy(plain)
+    assert abs(float(plain.forward(logits, labels) - expected)) > 0.01
+
+
+@unit
+def flags_that_the_cpu_device_accepts_are_upstreams() -> None:
+    upstream = {f.name: f.default for f in dataclasses.fields(NeuronTrainingArgumentsMixin)}
+    del upstream["half_precision_backend"]  # transformers has it too, with other choices
+    assert {f.name: f.default for f in dataclasses.fields(NeuronFlags)} == upstream
+
+
+@unit
+def workers_share_out_the_cpu_devices_order() -> None:
+    rows = list(range(23))
+    order = EpochSampler(23, None, 4, 7)
+    seen = []
+    for epoch in (0, 1):
+        order.set_epoch(epoch)
+        seen.append(list(order))
+        parts = []
+        for rank, replicas in ((0, 3), (1, 3), (2, 3), (0, 1)):
+            shard = neuron.EpochShard(rows, replicas, rank, EpochSampler(23, None, 4, 7))
+            shard.set_epoch(epoch)
+            parts.append(list(shard))
+        alone = parts.pop()
+        assert alone == seen[-1]
+        assert {len(part) for part in parts} == {7}
+        assert [x for group in zip(*parts) for x in group] == seen[-1][:21]
+    assert seen[0] != seen[1]
+
+
+@unit
+def evaluation_rows_fill_whole_batches_without_labels() -> None:
+    rows = [{"input_ids": np.array([i, i]), "labels": np.array([IGNORED, i])} for i in range(5)]
+    full = neuron.FullBatches(rows, 4)
+    assert [int(full[i]["input_ids"][0]) for i in range(len(full))] == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert [int(full[i]["labels"][1]) for i in range(len(full))] == [0, 1, 2, 3, 4, IGNORED, IGNORED, IGNORED]
+    assert full[5]["labels"].dtype == full[0]["labels"].dtype
+    assert len(neuron.FullBatches(rows[:4], 4)) == 4
+
+
+def small(tied: bool) -> Any:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, tie_word_embeddings=tied, **sizes))
+
+
+@unit
+def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
+    for tied in (True, False):
+        model = small(tied)
+        original = (copy.deepcopy(model.config), model.generation_config)
+        weights = {k: v.clone() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
+        found = neuron._whole(original, weights)
+        ids = torch.arange(8)[None]
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            found.save_pretrained(folder)  # as the export does; what is no weight is made again by loading
+            loaded = LlamaForCausalLM.from_pretrained(folder)
+            torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+        less = {k: v for k, v in weights.items() if k != "model.norm.weight"}
+        untied = {} if tied else {"lm_head": {k: v for k, v in weights.items() if k != "lm_head.weight"}}
+        for name, wrong in {
+            "model.norm.weight": less,
+            "extra": {**weights, "extra": torch.zeros(1)},
+            **untied,
+        }.items():
+            try:
+                neuron._whole(original, wrong)
+            except RuntimeError as error:
+                assert name in str(error), error
+            else:
+                raise AssertionError(f"{name}: let pass")
+
+
+UPSTREAM = neuron._every_position
+
+if __name__ == "__main__":
+    # The part of upstream's loss that neuronx-distributed has, on one core. Not in the shim, which holds no loss.
+    stand_in = SimpleNamespace(parallel_cross_entropy=per_token)
+    sys.modules["neuronx_distributed.parallel_layers.loss_functions"] = stand_in  # type: ignore[assignment]
+    for test in TESTS:
+        try:
+            test()
+            outcome = "ok"
+        except Exception:  # noqa: BLE001 (reported by name)
+            outcome = traceback.format_exc()
+        print(json.dumps([test.__name__, outcome]), flush=True)

@@ -19,7 +19,7 @@ from containers.contract import Paths
 from harness.emulator.state import ObjectStore
 from harness.errors import Busy, EndpointFailed, NotFound
 from harness.executors import process
-from harness.executors.process import ContainerSpec, Handle
+from harness.executors.spec import ContainerSpec, Handle
 
 
 @dataclass
@@ -68,7 +68,9 @@ def create(
             command="serve",
             base=folder,
             log=log,
-            environment={**model["PrimaryContainer"].get("Environment", {}), contract.PORT_ENV: str(port)},
+            environment=model["PrimaryContainer"].get("Environment", {}),
+            port=port,
+            image=model["PrimaryContainer"]["Image"],
             network=not model.get("EnableNetworkIsolation", False),
             path=launchers,
         )

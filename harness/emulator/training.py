@@ -22,7 +22,7 @@ from harness import interrupts
 from harness.emulator.state import ObjectStore
 from harness.errors import NotFound
 from harness.executors import process
-from harness.executors.process import ContainerSpec, Handle
+from harness.executors.spec import ContainerSpec, Handle
 from harness.interrupts import shielded
 
 OnStatus = Callable[[str, str], None]
@@ -154,6 +154,7 @@ class TrainingRunner:
                 **self.request.get("Environment", {}),
             },
             network=not self.request.get("EnableNetworkIsolation", False),
+            image=self.request["AlgorithmSpecification"]["TrainingImage"],
         )
 
     def _enter(self, secondary: str, message: str) -> None:

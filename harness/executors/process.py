@@ -13,19 +13,16 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from containers import contract
 from harness.errors import MissingPrerequisite
+from harness.executors.spec import MARKER, ContainerSpec, Handle
 from harness.paths import ROOT, python_of
 
-MARKER = "NEURON_HARNESS_CONTAINER"
 # What a container inherits of the host's network set-up: without these a proxy or a company CA blocks the hub.
 PASSED_ON = (
     "HTTPS_PROXY",
@@ -36,34 +33,6 @@ PASSED_ON = (
     "HF_TOKEN",
     "HF_ENDPOINT",
 )
-
-
-@dataclass(frozen=True)
-class ContainerSpec:
-    """What to run: `role` picks the interpreter, `command` is the entrypoint's argument."""
-
-    name: str
-    role: str
-    command: str
-    base: Path
-    log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    network: bool = True
-    path: tuple[Path, ...] = ()
-    """Directories put before PATH: launchers that the image has and this machine has not."""
-
-
-@dataclass(frozen=True)
-class Handle:
-    """A started container; `created` tells a recycled process id from the real one."""
-
-    name: str
-    pid: int
-    created: float
-    log: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
@@ -85,6 +54,8 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
         env.update({k: os.environ[k] for k in PASSED_ON if k in os.environ})
     else:
         env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    if spec.port is not None:
+        env[contract.PORT_ENV] = str(spec.port)
     return {**env, **spec.environment}
 
 

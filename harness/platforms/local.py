@@ -17,7 +17,7 @@ from harness.emulator.state import ObjectStore
 from harness.emulator.training import OnStatus, TrainingRunner
 from harness.errors import HarnessError, JobFailed, NotFound
 from harness.executors import process
-from harness.executors.process import Handle
+from harness.executors.spec import Handle
 from harness.interrupts import shielded
 from harness.paths import CACHE, runs_dir
 from harness.plan import Deployment, Plan

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from harness import record as records
 from harness.executors import process
-from harness.executors.process import Handle
+from harness.executors.spec import Handle
 from harness.platforms.local import Local
 from harness.record import Record
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.executors.process import MARKER
+from harness.executors.spec import MARKER
 from tests.test_readme import blocks
 
 ROOT = Path(__file__).resolve().parent.parent.parent

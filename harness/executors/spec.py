@@ -1,0 +1,74 @@
+"""What an executor is given, what it gives back, and what it does: the same for processes and for Docker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+# Carried by every process and container of ours, with the container's name as its value.
+MARKER = "NEURON_HARNESS_CONTAINER"
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """What to run: `role` (train or serve) picks interpreter or image, `command` is the entrypoint's argument."""
+
+    name: str
+    role: str
+    command: str
+    base: Path
+    """The directory that is /opt/ml in the container."""
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    network: bool = True
+    port: int | None = None
+    """Where /ping and /invocations are to be had on 127.0.0.1; None for a training container."""
+    path: tuple[Path, ...] = ()
+    """Executor process: directories put before PATH, with launchers that the image has and this machine has not."""
+    image: str = ""
+    """Executor docker: the image, by digest where there is one."""
+    host: str = "algo-1"
+    """This container's name on the job's network."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A started container; `created` tells a recycled process id from the real one."""
+
+    name: str
+    pid: int
+    created: float
+    log: str
+    executor: str = "process"
+    id: str = ""
+    """Executor docker: the container's id."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Executor(Protocol):
+    """Modules of this package have this shape."""
+
+    def check_environment(self, role: str) -> None:
+        """Raise MissingPrerequisite, before anything is started, where `role` cannot run here."""
+
+    def start(self, spec: ContainerSpec) -> Handle:
+        """Start the container; its output goes to `spec.log`."""
+
+    def poll(self, handle: Handle) -> int | None:
+        """The exit code once it has ended (128 + n for signal n, -1 where it cannot be known), else None."""
+
+    def alive(self, handle: Handle) -> bool:
+        """Whether the container's first process still runs."""
+
+    def stop(self, handle: Handle, wait: float) -> int | None:
+        """TERM to the first process, after `wait` seconds KILL to all; nothing of it is left. The exit code."""
+
+    def remove(self, handle: Handle) -> int | None:
+        """Kill whatever of it still runs and delete its scratch. The exit code."""
+
+    def sweep(self, name: str) -> int:
+        """`remove` by name alone, for a container whose handle was lost in a crash; how many processes there were."""

@@ -28,7 +28,7 @@ def choose(logits: NDArray[np.float32], parameters: Parameters, chance: np.rando
     tokens = _likeliest(scores, parameters.top_k) if parameters.top_k else np.arange(len(scores))
     weights = np.exp(scores[tokens] - scores.max())
     if parameters.top_p < 1.0:
-        kept = _nucleus(weights, parameters.top_p)
+        kept = _nucleus(scores[tokens], weights, parameters.top_p)
         tokens, weights = tokens[kept], weights[kept]
     mass = np.cumsum(weights)
     return int(tokens[np.searchsorted(mass, chance.random() * mass[-1], side="right")])
@@ -43,12 +43,15 @@ def _likeliest(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
     return among[np.argsort(-scores[among], kind="stable")][:k]
 
 
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    """The likeliest until their mass reaches top_p of all, at least one. Looks at a few hundred first."""
+def _nucleus(scores: NDArray[np.float64], weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """The likeliest until their mass reaches top_p of all, at least one. Looks at a few hundred first.
+
+    Ordered by score: two scores that differ by little have one weight.
+    """
     wanted = top_p * weights.sum()
-    order = _likeliest(weights, 512)
+    order = _likeliest(scores, 512)
     mass = np.cumsum(weights[order])
     if mass[-1] < wanted:
-        order = _likeliest(weights, len(weights))
+        order = _likeliest(scores, len(scores))
         mass = np.cumsum(weights[order])
     return order[: int(np.searchsorted(mass[:-1], wanted)) + 1]

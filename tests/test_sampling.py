@@ -45,6 +45,12 @@ def test_only_what_top_k_and_top_p_leave_is_drawn(
     assert {choose(logits, p, chance) for _ in range(40)} <= allowed(logits, p)
 
 
+def test_of_two_scores_with_one_weight_the_higher_is_drawn() -> None:
+    p = drawing(top_p=0.5, seed=0)
+    chance = generator(p)
+    assert {choose(np.array([-2e-25, 0], dtype=np.float32), p, chance) for _ in range(40)} == {1}
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

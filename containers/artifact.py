@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,25 @@ def check_model_directory(folder: Path) -> None:
         missing.append("a tokenizer (tokenizer.json)")
     if missing:
         raise ArtifactError(f"{folder}: no model, it lacks {', '.join(missing)}")
+
+
+def opened(channel: Path) -> Path:
+    """The model directory of a channel: itself, or what its one model.tar.gz holds, unpacked into a temporary one.
+
+    A training job's output is an archive, and a job that takes it as input gets it unopened. Raises ArtifactError.
+    """
+    archive = channel / "model.tar.gz"
+    if not archive.is_file():
+        check_model_directory(channel)
+        return channel
+    folder = Path(tempfile.mkdtemp(prefix="model-"))
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ArtifactError(f"{archive}: cannot be unpacked ({error})") from None
+    check_model_directory(folder)
+    return folder
 
 
 @dataclass(frozen=True)

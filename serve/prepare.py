@@ -1,6 +1,7 @@
 """Compile an artifact's graphs once, so that an endpoint loads them instead of compiling at every start.
 
     python -m serve.prepare MODEL_DIR [OUTPUT_DIR]
+    python -m serve.prepare                         as a job: from the channel `model` to what becomes model.tar.gz
 
 Needs a Neuron host (trn1 or inf2: their graphs are interchangeable) and the endpoint's own environment: the options
 are read from OPTION_<NAME>, as the handler gets them. Without OUTPUT_DIR the graphs go next to the weights.
@@ -19,8 +20,10 @@ from containers.artifact import (
     ArtifactError,
     check_model_directory,
     find_compiled,
+    opened,
     write_compile_key,
 )
+from containers.contract import Paths
 from serve.options import OptionError, ServeOptions, from_properties
 
 
@@ -60,11 +63,13 @@ def options_from(environ: Mapping[str, str]) -> ServeOptions:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) not in (1, 2):
-        print("usage: python -m serve.prepare MODEL_DIR [OUTPUT_DIR]", file=sys.stderr)
+    if len(argv) > 2:
+        print("usage: python -m serve.prepare [MODEL_DIR [OUTPUT_DIR]]", file=sys.stderr)
         return 2
+    paths = Paths.from_environment()
     try:
-        prepare(Path(argv[0]), Path(argv[-1]), options_from(os.environ))
+        source, target = (Path(argv[0]), Path(argv[-1])) if argv else (opened(paths.channel("model")), paths.model)
+        prepare(source, target, options_from(os.environ))
     except (ArtifactError, OptionError) as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 3

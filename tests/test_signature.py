@@ -43,6 +43,16 @@ def batches(*rows: int, width: int = 8, dtype: type = np.int64) -> list[dict[str
     return [{"input_ids": np.zeros((n, width), dtype), "labels": np.zeros((n, width), np.int64)} for n in rows]
 
 
+def test_a_checkpoint_that_is_written_while_training_goes_on_is_refused() -> None:
+    asked = SimpleNamespace(
+        per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1, async_save=True
+    )
+    for static in (True, False):
+        assert "async_save goes on training before" in rules(Layout.of(asked, static))
+    asked.async_save = False
+    assert rules(Layout.of(asked, True)) == ""
+
+
 # -- what divides what -------------------------------------------------------------------------------------------
 
 
@@ -221,7 +231,7 @@ def test_one_worker_per_core(tmp_path: Path) -> None:
 def test_the_command_is_torchrun_over_all_hosts_in_their_order() -> None:
     hosts = ("algo-1", "algo-2", "algo-10")
     words = launch.command(["--bf16", ""], {"NEURON_RT_NUM_CORES": "32"}, hosts, "algo-10")
-    assert words[1:4] == ["-u", "-m", "torch.distributed.run"]
+    assert words[1:4] == ["-u", "-m", "train.workers"]
     assert {"--nproc_per_node=32", "--nnodes=3", "--node_rank=2", "--master_addr=algo-1"} <= set(words)
     assert words[-4:] == ["-m", "train.run_clm", "--bf16", ""]
     alone = launch.command([], {}, ("algo-1",), "algo-1")

@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from train.agreement import Agreement
+
 SEAL = "complete.json"
 KEPT = 2
 # Arguments that change what a step computes: a checkpoint made with others is another run's.
@@ -37,6 +39,8 @@ DECISIVE = (
     "group_by_length",
     "bf16",
 )
+# How the model and the optimizer's state are cut, and how many rows a step has.
+LAYOUT = ("tensor_parallel_size", "pipeline_parallel_size", "zero_1", "world_size")
 
 
 class CheckpointError(ValueError):
@@ -47,7 +51,7 @@ def fingerprint(arguments: Any, data_sha256: str, block_size: int, model_config:
     """What makes two runs the same, by name, so that a difference can be named."""
     config = {k: v for k, v in model_config.items() if k not in ("_name_or_path", "use_cache", "torch_dtype")}
     return {
-        **{name: str(getattr(arguments, name)) for name in DECISIVE},
+        **{name: str(getattr(arguments, name)) for name in (*DECISIVE, *LAYOUT)},
         "block_size": str(block_size),
         "data": data_sha256,
         "model": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
@@ -124,27 +128,44 @@ def _step(folder: Path) -> int:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and SIGINT end training after the step that runs, with a checkpoint; every checkpoint gets sealed."""
+    """SIGTERM and SIGINT end training after the step that runs, with a checkpoint; every checkpoint gets sealed.
+
+    With several workers it ends a few steps later, after one that they agree on.
+    """
 
     def __init__(self, run: dict[str, str]) -> None:
         self.run = run
-        self.signum = 0
+        self.received = 0  # by this worker
+        self.signum = 0  # that all workers stop by
+        self.agreement = Agreement(None)
 
     def install(self) -> None:
         """Take over the signals. A second one changes nothing: the checkpoint is being written."""
 
         def note(signum: int, _frame: FrameType | None) -> None:
-            if not self.signum:
+            if not self.received:
                 print(f"signal {signum}: saving a checkpoint after this step", flush=True)
-            self.signum = self.signum or signum
+            self.received = self.received or signum
 
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, note)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.agreement = Agreement.of_this_job()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.signum = self.agreement.after_step(state.global_step, self.received)
         if self.signum and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
+
+    def stopped(self, state: Any) -> bool:
+        """Whether training ended before its last step; all workers come here before one of them ends."""
+        if not self.signum or state.global_step >= state.max_steps:
+            return False
+        self.agreement.leave()
+        print(f"stopped by signal {self.signum} after step {state.global_step}; checkpoint saved", flush=True)
+        return True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

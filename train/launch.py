@@ -92,7 +92,7 @@ def cores(given: Mapping[str, str], devices: Path = Path("/sys/class/neuron_devi
 
 def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str) -> list[str]:
     """torchrun over all hosts of the job; behind neuron_parallel_compile where the job is to compile only."""
-    words = [sys.executable, "-u", "-m", "torch.distributed.run", f"--nproc_per_node={cores(given)}"]
+    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={cores(given)}"]
     if len(hosts) > 1:
         words += [f"--nnodes={len(hosts)}", f"--node_rank={hosts.index(host)}"]
         words += [f"--master_addr={hosts[0]}", f"--master_port={RENDEZVOUS_PORT}"]

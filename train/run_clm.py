@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from containers.artifact import Manifest, sha256_of
+from train import failure
 from train.arguments import DataArguments, ModelArguments, RunArguments
 from train.data import DataError, Rows, build_rows, read_examples
 from train.launch import start_workers
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     print(f"resuming from {resume_from.name}" if resume_from else "starting at step 0", flush=True)
     stop = checkpoint.StopOnSignal(run)
     stop.install()
-    metrics = MetricsCallback(Path(run_args.metrics_dir) / "metrics.jsonl")
+    metrics = MetricsCallback(Path(run_args.metrics_dir) / "metrics.jsonl", device.compilations)
     trainer = device.trainer(
         model=model,
         args=training_args,
@@ -77,8 +78,7 @@ def main(argv: list[str]) -> int:
     signature.check(layout, model.config, data_args.block_size, len(train_rows), loaders)
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if trainer.state.global_step < trainer.state.max_steps and stop.signum:
-        print(f"stopped by signal {stop.signum} after step {trainer.state.global_step}; checkpoint saved", flush=True)
+    if stop.stopped(trainer.state):
         return 128 + stop.signum
     if device.compiling_only():
         print("the graphs are in the compile cache; outputs of this run are invalid, nothing is exported", flush=True)
@@ -89,7 +89,9 @@ def main(argv: list[str]) -> int:
         "steps": float(trainer.state.global_step),
         "seconds": seconds,
     }
-    if eval_rows is not None and not stop.signum:  # a signal now: the artifact first, before the wait is over
+    if eval_rows is not None and not stop.agreement.at_end(
+        stop.received
+    ):  # a signal now: the artifact first, before the wait is over
         final["eval_loss"] = trainer.evaluate()["eval_loss"]
 
     # -- export ------------------------------------------------------------------------------------------------
@@ -145,12 +147,19 @@ def _from_hub(args: DataArguments, limit: int | None) -> list[dict[str, str]]:
     return [{k: str(row[k]) for k in keys} for row in data]
 
 
-if __name__ == "__main__":
-    start_workers(sys.argv[1:])  # on device neuron: become torchrun, which comes back here once per core
+def guarded(argv: list[str]) -> int:
+    """`main`; what is wrong with data or checkpoints is one line, and any failure of a worker leaves its reason."""
     try:
-        sys.exit(main(sys.argv[1:]))
-    except ValueError as error:
-        if not isinstance(error, DataError) and type(error).__name__ != "CheckpointError":
+        return main(argv)
+    except Exception as error:
+        expected = isinstance(error, DataError) or type(error).__name__ == "CheckpointError"
+        failure.leave(error, 3 if expected else 1)
+        if not expected:
             raise
         print(f"{type(error).__name__}: {error}", flush=True)
-        sys.exit(3)
+        return 3
+
+
+if __name__ == "__main__":
+    start_workers(sys.argv[1:])  # on device neuron: become torchrun, which comes back here once per core
+    sys.exit(guarded(sys.argv[1:]))

@@ -34,6 +34,7 @@ class Layout:
     microbatches: int = -1  # of the pipeline; -1: one row each
     sequence_parallel: bool = False
     world: int | None = None  # cores of the job; None where the device has none
+    async_save: bool = False
     static: bool = True  # False: the device takes batches of any shape
 
     @classmethod
@@ -48,6 +49,7 @@ class Layout:
             pipeline=int(getattr(arguments, "pipeline_parallel_size", 1)),
             microbatches=int(getattr(arguments, "pipeline_parallel_num_microbatches", -1)),
             sequence_parallel=tensor > 1 and not getattr(arguments, "disable_sequence_parallel", False),
+            async_save=bool(getattr(arguments, "async_save", False)),
             world=int(os.environ.get("WORLD_SIZE", "1")) if static else None,
             static=static,
         )
@@ -68,6 +70,11 @@ def layout_problems(layout: Layout) -> list[str]:
         )
     if layout.pipeline > 1:
         problems += _microbatch_problems(layout)
+    if layout.async_save:
+        problems.append(
+            "async_save goes on training before a checkpoint's files are written: it would be marked as complete, "
+            "and its parts put together, while some are missing: leave it out"
+        )
     return problems
 
 

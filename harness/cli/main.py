@@ -10,7 +10,7 @@ import sys
 import typer
 
 from harness import interrupts
-from harness.cli import endpoints, output, runs
+from harness.cli import endpoints, output, runs, verify
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -21,7 +21,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke, runs.ps, runs.logs, runs.down):
+for verb in (
+    runs.plan,
+    runs.run,
+    runs.train,
+    endpoints.deploy,
+    endpoints.invoke,
+    runs.ps,
+    runs.logs,
+    runs.down,
+    verify.verify,
+):
     app.command()(verb)
 
 

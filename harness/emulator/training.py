@@ -22,7 +22,7 @@ from harness import interrupts
 from harness.emulator.state import ObjectStore
 from harness.errors import NotFound
 from harness.executors import process
-from harness.executors.spec import ContainerSpec, Handle
+from harness.executors.spec import ContainerSpec, Handle, role_of
 from harness.interrupts import shielded
 
 OnStatus = Callable[[str, str], None]
@@ -142,9 +142,10 @@ class TrainingRunner:
     def _spec(self) -> ContainerSpec:
         name = self.job.name
         arn = f"arn:aws:sagemaker:us-west-2:000000000000:training-job/{name}"
+        algorithm = self.request["AlgorithmSpecification"]
         return ContainerSpec(
             name=name,
-            role="train",
+            role=role_of(algorithm["TrainingImage"], self.request.get("Environment", {})),
             command="train",
             base=self.paths.base,
             log=self.log,
@@ -154,7 +155,8 @@ class TrainingRunner:
                 **self.request.get("Environment", {}),
             },
             network=not self.request.get("EnableNetworkIsolation", False),
-            image=self.request["AlgorithmSpecification"]["TrainingImage"],
+            image=algorithm["TrainingImage"],
+            arguments=tuple(algorithm.get("ContainerArguments", ())),
         )
 
     def _enter(self, secondary: str, message: str) -> None:

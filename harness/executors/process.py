@@ -33,6 +33,7 @@ PASSED_ON = (
     "HF_TOKEN",
     "HF_ENDPOINT",
 )
+STAND_IN = ROOT / "tests" / "neuron" / "shim"
 
 
 def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
@@ -54,6 +55,9 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
         env.update({k: os.environ[k] for k in PASSED_ON if k in os.environ})
     else:
         env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    if spec.role == "neuron":
+        # The packages that are published for Neuron hosts only have stand-ins there; everything else is real.
+        env.update(PYTHONPATH=os.pathsep.join([str(STAND_IN), str(ROOT)]), PJRT_DEVICE="CPU", OMP_NUM_THREADS="1")
     if spec.port is not None:
         env[contract.PORT_ENV] = str(spec.port)
     return {**env, **spec.environment}
@@ -87,7 +91,7 @@ def start(spec: ContainerSpec) -> Handle:
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("ab") as log:
         child = subprocess.Popen(
-            [python, "-m", "containers.entrypoint", spec.command],
+            [python, "-m", "containers.entrypoint", *(spec.arguments or (spec.command,))],
             cwd=scratch,
             env=environment(spec, scratch),
             stdin=subprocess.DEVNULL,

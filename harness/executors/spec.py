@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from containers.contract import DEVICE_ENV
+
 # Carried by every process and container of ours, with the container's name as its value.
 MARKER = "NEURON_HARNESS_CONTAINER"
 
@@ -31,6 +33,18 @@ class ContainerSpec:
     """Executor docker: the image, by digest where there is one."""
     host: str = "algo-1"
     """This container's name on the job's network."""
+    arguments: tuple[str, ...] = ()
+    """ContainerArguments: stand in the place of `command`."""
+
+
+def role_of(image: str, environment: Mapping[str, str]) -> str:
+    """The environment of this machine that stands in for a job's image, for executor process.
+
+    `neuron` is the training image's Neuron packages on XLA:CPU (.venv-neuron), for a job that asks for that device.
+    """
+    if "/neuron-serve" in image:
+        return "serve"
+    return "neuron" if environment.get(DEVICE_ENV) == "neuron" else "train"
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,32 @@ class Local:
             )
         return job.model_artifacts
 
-    def _save_job(self, job: dict[str, Any]) -> None:
-        self.record.write_json("job.json", job)
+    def _save_job(self, job: dict[str, Any], file: str = "job.json") -> None:
+        self.record.write_json(file, job)
+
+    def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
+        """Another training job of this run, to its end; (its artifact's URI or "", the directory of what it left).
+
+        `known` are placeholders besides the images. Raises JobFailed with the FailureReason.
+        """
+        request = plans.resolve(request, {**IMAGES, **known})
+        name = str(request["TrainingJobName"])
+        folder, log = self.record.path / "jobs" / name, self.record.path / "logs" / f"{name}.log"
+        self._send("CreateTrainingJob", name, request)
+        runner = TrainingRunner(
+            request,
+            self.store,
+            folder,
+            log,
+            lambda *_: None,
+            lambda job: self._save_job(vars(job), f"jobs/{name}.json"),
+        )
+        job = runner.run_container()
+        job = runner.upload() if job.status == "InProgress" else job
+        self.record.note("ended", kind="training-job", name=name, status=job.status)
+        if job.status != "Completed":
+            raise JobFailed(f"training job {name} ended as {job.status}", job.failure_reason, f"see {log}")
+        return job.model_artifacts, folder
 
     def settle(self) -> None:
         """Bring the record up to date after a crash of the harness: nothing runs that it does not say runs.

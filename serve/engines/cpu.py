@@ -47,7 +47,10 @@ class CpuEngine:
 
     def stream(self, prompt: str, parameters: Parameters) -> Iterator[str | Generation]:
         encoded = self._encode([prompt], parameters)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        # As the model wrote it: cleaning up spaces takes characters out of a stream that has already gone past them.
+        streamer = TextIteratorStreamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         result: list[Any] = []
 
         def work() -> None:
@@ -106,7 +109,7 @@ class CpuEngine:
         ends = set(eos if isinstance(eos, list) else [eos])
         end = next((i for i, t in enumerate(tokens) if t in ends), None)
         kept = tokens if end is None else tokens[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         reason = "length" if end is None else "eos_token"
         cuts = [i for i in (text.find(s) for s in p.stop) if i >= 0]
         if cuts:

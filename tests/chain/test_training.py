@@ -134,7 +134,7 @@ from train import checkpoint
 import json
 folder = Path(sys.argv[1])
 run = json.loads((folder / "checkpoint-2" / "complete.json").read_text())["run"]
-for change in ({}, {"learning_rate": "0.5"}):
+for change in ({}, {"learning_rate": "0.5"}, {"tensor_parallel_size": "2"}):
     try:
         found, notes = checkpoint.latest(folder, {**run, **change})
         print("found", found.name, notes)
@@ -144,6 +144,7 @@ for change in ({}, {"learning_rate": "0.5"}):
     out = in_train_environment("-c", script, str(tmp_path / "c"))
     assert f"found checkpoint-2 ['checkpoint-4: model.safetensors has 1000 bytes instead of {len(whole)}" in out
     assert "refused checkpoint-4 is another run's (learning_rate 5e-05 there, 0.5 here)" in out
+    assert "refused checkpoint-4 is another run's (tensor_parallel_size 1 there, 2 here)" in out
     (first / "optimizer.pt").unlink()
     out = in_train_environment("-c", script, str(tmp_path / "c"))
     assert "refused no usable checkpoint" in out

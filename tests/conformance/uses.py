@@ -91,18 +91,21 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
 # Results that are plain values to us: file -> variables.
 PLAIN = {
     "train/convert_gguf.py": {"values", "weights"},
-    "train/devices/neuron.py": {"replicas", "rank", "weights", "found", "loader"},
+    "train/devices/neuron.py": {"replicas", "rank", "weights", "found", "loader", "data"},
     "serve/engines/cpu.py": {"encoded", "text", "out"},
     "serve/engines/neuron.py": {"batching", "source", "job.text", "logits"},
     "serve/model.py": {"properties"},
     "harness/aws.py": {"pattern"},
 }
 # Methods of our own in classes with a foreign base: everything else there overrides something and must exist in it.
-OWN = {"StopOnSignal.install"}
+OWN = {"StopOnSignal.install", "StopOnSignal.stopped"}
 # Attributes that we add to a foreign object.
 OUR_ATTRIBUTES = {"train/devices/neuron.py": {"original"}}
 # Names of arguments that stand in a tuple of ours: (file, variable) -> whose attributes they are.
-NAMED = {("train/checkpoint.py", "DECISIVE"): "transformers.TrainingArguments"}
+NAMED = {
+    ("train/checkpoint.py", "DECISIVE"): "transformers.TrainingArguments",
+    ("train/checkpoint.py", "LAYOUT"): ARGUMENTS,
+}
 # Fields of a class of ours that repeat another's: (file, class) -> whose.
 REPEATED = {("train/devices/ignored.py", "NeuronFlags"): ARGUMENTS}
 

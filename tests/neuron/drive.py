@@ -1,6 +1,6 @@
-"""run_clm on device neuron with its compilations counted: a worker of torchrun, in .venv-neuron.
+"""run_clm on device neuron with its compilations counted, as a worker of torchrun, in .venv-neuron.
 
-    torchrun … -m tests.neuron.drive COUNTS MUTANT ARGUMENTS…
+    python -m tests.neuron.drive COUNTS MUTANT ARGUMENTS…          tests.neuron.forge calls `main` with the same
 
 COUNTS gets one line for each step and each batch of an evaluation. MUTANT is `none`, or what to break on purpose.
 """
@@ -115,8 +115,8 @@ def keep_length(self: Any, rows: Any, batch: int) -> None:
     self.rows, self.length = rows, len(rows)
 
 
-def main() -> int:
-    counts, mutant, *argv = sys.argv[1:]
+def main(words: list[str]) -> int:
+    counts, mutant, *argv = words
     break_on_purpose(mutant)
     init = neuron.StaticTrainer.__init__
 
@@ -128,4 +128,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

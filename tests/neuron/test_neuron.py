@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.neuron, pytest.mark.timeout(600)]
 STEPS = 20
 TRAIN_ROWS, BATCH, ACCUMULATION = 64, 4, 2
 EPOCH = TRAIN_ROWS // (BATCH * ACCUMULATION)
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
 ARGUMENTS = {
     "block_size": 24,
     "per_device_train_batch_size": BATCH,
@@ -38,7 +37,31 @@ ARGUMENTS = {
     "disable_tqdm": "true",
     "seed": 11,
 }
-SAVES = (("save_strategy", "steps"), ("save_steps", 12))
+SAVES = {"save_strategy": "steps", "save_steps": 12}
+EVALUATES = {"eval_strategy": "steps", "eval_steps": 5}
+# Every run on device neuron that a test asks for and that needs no other first: name -> what is broken on purpose,
+# arguments. They are made two at a time while the tests wait for the one they look at.
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "neuron": ("none", {**SAVES, **EVALUATES}),
+    "learning_rate": ("learning_rate", {}),
+    "mask": ("mask", {}),
+    "accumulation": ("accumulation", {}),
+    "order": ("order", {}),
+    "evaluation": ("evaluation", {"max_steps": 1}),
+    "equal_batches": ("equal_batches", EVALUATES),
+    "repeated_rows": ("repeated_rows", EVALUATES),
+    "epoch_end": ("epoch_end", EVALUATES),
+    "short_batch": ("short_batch", EVALUATES),
+    "last_batch": ("last_batch", {}),
+    "save": ("save", SAVES),
+    "resume": ("resume", SAVES),
+    "bf16": ("none", {"bf16": "true"}),
+    "refused": ("none", {"tensor_parallel_size": 2}),
+    "asynchronous": ("none", {"async_save": "true"}),
+    "rows": ("none", {"gradient_accumulation_steps": 17}),
+    "precompile": ("none", {"max_steps": 500}),
+}
+ENVIRONMENTS = {"precompile": {"NEURON_EXTRACT_GRAPHS_ONLY": "1"}}
 
 
 @dataclass
@@ -72,15 +95,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the interpreter of .venv-neuron; both its outputs are in `stdout`."""
+def environment(**env: str) -> dict[str, str]:
     assert PYTHON.exists(), "run `make test-neuron`, which sets .venv-neuron up"
     ours = ("NEURON", "RUN_NEURON", "XLA_", "PJRT", "SAGEMAKER", "TORCHELASTIC", "WORLD_SIZE", "CUSTOM_CACHE")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **env}
+
+
+def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the interpreter of .venv-neuron; both its outputs are in `stdout`."""
     return subprocess.run(
         [PYTHON, *words],
         cwd=ROOT,
-        env={**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **env},
+        env=environment(**env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -110,35 +137,83 @@ def arguments(work: Path, folder: Path, device: str, **more: Any) -> list[str]:
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
 
-def read(done: subprocess.CompletedProcess[str], folder: Path) -> Run:
-    run = Run(done.returncode, done.stdout, folder)
+def read(code: int, output: str, folder: Path) -> Run:
+    run = Run(code, output, folder)
     for attribute, file in (("rows", folder / "metrics" / "metrics.jsonl"), ("counts", folder / "counts.jsonl")):
         lines = file.read_text().splitlines() if file.exists() else []
         setattr(run, attribute, [json.loads(line) for line in lines])
     return run
 
 
-@cache
-def driven(work: Path, name: str, mutant: str = "none", more: tuple[tuple[str, Any], ...] = ()) -> Run:
-    """run_clm on device neuron, with its compilations counted and perhaps something broken on purpose."""
-    folder = work / name
-    folder.mkdir()
-    words = [*TORCHRUN, "-m", "tests.neuron.drive", str(folder / "counts.jsonl"), mutant]
-    return read(with_shim(*words, *arguments(work, folder, "neuron", **dict(more)), folder=folder), folder)
+class Forge:
+    """tests.neuron.forge, started once; `submit` a run, `result` waits for it."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.codes = work, dict[str, int]()
+        path = f"{ROOT / 'tests' / 'neuron' / 'shim'}:{ROOT}"
+        self.log = (work / "forge.log").open("w")
+        self.process = subprocess.Popen(
+            [PYTHON, "-m", "tests.neuron.forge"],
+            cwd=ROOT,
+            env=environment(PYTHONPATH=path, PJRT_DEVICE="CPU"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def submit(self, name: str, mutant: str, more: dict[str, Any], **env: str) -> None:
+        folder = self.work / name
+        words = [str(folder / "counts.jsonl"), mutant, *arguments(self.work, folder, "neuron", **more)]
+        self.send(name, words, **env)
+
+    def send(self, name: str, words: list[str], **env: str) -> None:
+        folder = self.work / name
+        folder.mkdir()
+        env["NEURON_COMPILE_CACHE_URL"] = str(folder / "cache")
+        job = {"name": name, "folder": str(folder), "words": words, "environment": env}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+
+    def result(self, name: str) -> Run:
+        assert self.process.stdout is not None
+        while name not in self.codes:
+            line = self.process.stdout.readline()
+            assert line, (self.work / "forge.log").read_text()[-3000:]
+            ended = json.loads(line)
+            self.codes[ended["name"]] = ended["code"]
+        folder = self.work / name
+        return read(self.codes[name], (folder / "output.txt").read_text(), folder)
+
+    def close(self) -> None:
+        self.process.communicate(timeout=120)
+        self.log.close()
+
+
+@pytest.fixture(scope="session")
+def forge(work: Path) -> Iterator[Forge]:
+    made = Forge(work)
+    for name, (mutant, more) in RUNS.items():
+        made.submit(name, mutant, more, **ENVIRONMENTS.get(name, {}))
+    made.send("units", ["units"])
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
 def cpu(work: Path) -> Run:
     """USE_TORCH_XLA=0, since transformers would take torch_xla for its device otherwise."""
     words = arguments(work, work / "cpu", "cpu", use_cpu="true", zero_1="true", eval_strategy="steps", eval_steps=5)
-    run = read(python("-m", "train.run_clm", *words, USE_TORCH_XLA="0"), work / "cpu").good()
+    done = python("-m", "train.run_clm", *words, USE_TORCH_XLA="0")
+    run = read(done.returncode, done.stdout, work / "cpu").good()
     assert "without effect here: zero_1 True" in run.output
     return run
 
 
 @pytest.fixture(scope="session")
-def neuron(work: Path) -> Run:
-    return driven(work, "neuron", more=(*SAVES, ("eval_strategy", "steps"), ("eval_steps", 5))).good()
+def neuron(forge: Forge) -> Run:
+    return forge.result("neuron").good()
 
 
 ALLOWED = {"loss": 5e-4, "grad_norm": 5e-3, "learning_rate": 1e-9, "eval_loss": 5e-4}
@@ -167,8 +242,8 @@ def test_losses_gradients_and_rates_equal_the_cpu_devices_over_twenty_steps(cpu:
 
 
 @pytest.mark.parametrize("mutant", ["learning_rate", "mask", "accumulation", "order"])
-def test_the_comparison_sees_each_mutant(work: Path, cpu: Run, mutant: str) -> None:
-    found = differences(cpu, driven(work, f"mutant-{mutant}", mutant).good())
+def test_the_comparison_sees_each_mutant(forge: Forge, cpu: Run, mutant: str) -> None:
+    found = differences(cpu, forge.result(mutant).good())
     assert any(line.startswith("loss") for line in found), found
 
 
@@ -177,17 +252,17 @@ def test_evaluation_gives_the_cpu_devices_loss_with_a_last_batch_of_three_rows(c
     assert differences(cpu, neuron, "eval_loss") == []
 
 
-def test_upstreams_evaluation_raises(work: Path) -> None:
-    run = driven(work, "mutant-evaluation", "evaluation", more=(("max_steps", 1),))
+def test_upstreams_evaluation_raises(forge: Forge) -> None:
+    run = forge.result("evaluation")
     assert run.code != 0
     assert "compute_loss() got an unexpected keyword argument 'return_outputs'" in run.output
 
 
 @pytest.mark.parametrize("mutant", ["equal_batches", "repeated_rows"])
 def test_the_comparison_sees_an_evaluation_that_counts_filled_batches_whole(
-    work: Path, cpu: Run, mutant: str
+    forge: Forge, cpu: Run, mutant: str
 ) -> None:
-    run = driven(work, f"mutant-{mutant}", mutant, more=(("eval_strategy", "steps"), ("eval_steps", 5))).good()
+    run = forge.result(mutant).good()
     assert differences(cpu, run) == []
     assert differences(cpu, run, "eval_loss") != []
 
@@ -207,15 +282,15 @@ def test_nothing_is_compiled_after_the_first_steps_of_training_and_evaluation(ne
 
 
 @pytest.mark.parametrize("mutant", ["epoch_end", "short_batch"])
-def test_the_count_sees_one_more_graph(work: Path, mutant: str) -> None:
+def test_the_count_sees_one_more_graph(forge: Forge, mutant: str) -> None:
     """At the end of an epoch, as upstream; for a shorter last batch, where nobody checks the signature."""
-    run = driven(work, f"mutant-{mutant}", mutant, more=(("eval_strategy", "steps"), ("eval_steps", 5))).good()
+    run = forge.result(mutant).good()
     with pytest.raises(AssertionError):
         test_nothing_is_compiled_after_the_first_steps_of_training_and_evaluation(run)
 
 
-def test_a_shorter_last_batch_is_refused_before_the_first_step(work: Path) -> None:
-    run = driven(work, "mutant-last_batch", "last_batch")
+def test_a_shorter_last_batch_is_refused_before_the_first_step(forge: Forge) -> None:
+    run = forge.result("last_batch")
     assert run.code != 0
     assert "SignatureError" in run.output
     assert "validation: 1 of 3 batches have another shape: batch 3 of 3 (the last)" in run.output
@@ -242,15 +317,16 @@ def test_the_artifact_is_the_cpu_devices(work: Path, cpu: Run, neuron: Run) -> N
 
 @pytest.mark.parametrize(("mutant", "where"), [("save", "loss"), ("resume", "TypeError")])
 def test_upstreams_checkpoints_stop_the_learning_and_cannot_be_resumed_from(
-    work: Path, cpu: Run, mutant: str, where: str
+    forge: Forge, cpu: Run, mutant: str, where: str
 ) -> None:
-    run = driven(work, f"mutant-{mutant}", mutant, more=SAVES).good()
+    run = forge.result(mutant).good()
     if where == "loss":
         found = differences(cpu, run, "loss")
         assert found
         assert {line.split()[1].rstrip(":") for line in found} <= {str(step) for step in range(13, STEPS + 1)}
     else:
-        again = driven(work, "mutant-resume-2", "none", more=(*SAVES, ("output_dir", run.folder / "checkpoints")))
+        forge.submit("resume again", "none", {**SAVES, "output_dir": run.folder / "checkpoints"})
+        again = forge.result("resume again")
         assert again.code != 0
         assert "TypeError: unsupported operand type(s) for //: 'NoneType' and 'int'" in again.output
 
@@ -260,9 +336,9 @@ def test_it_resumes_where_it_stopped_when_started_as_the_container_does(work: Pa
     folder = work / "resumed"
     saved = neuron.folder / "checkpoints" / "checkpoint-12"
     shutil.copytree(saved, folder / "checkpoints" / "checkpoint-12")
-    words = arguments(work, folder, "neuron", **dict(SAVES))
-    run = read(with_shim("-m", "train.run_clm", *words, folder=folder), folder).good()
-    assert "torch.distributed.run --nproc_per_node=1 --standalone -m train.run_clm" in run.output
+    done = with_shim("-m", "train.run_clm", *arguments(work, folder, "neuron", **SAVES), folder=folder)
+    run = read(done.returncode, done.stdout, folder).good()
+    assert "train.workers --nproc_per_node=1 --standalone -m train.run_clm" in run.output
     assert "resuming from checkpoint-12" in run.output
     assert "step=12/" not in run.output
     assert "step=13/" in run.output
@@ -271,19 +347,16 @@ def test_it_resumes_where_it_stopped_when_started_as_the_container_does(work: Pa
     assert json.loads(done.stdout.splitlines()[-1]) == [0.0, 0.0], "bit for bit"
 
 
-def test_compiling_only_exports_nothing(work: Path) -> None:
-    folder = work / "precompile"
-    words = arguments(work, folder, "neuron", max_steps=500)
-    done = with_shim("-m", "train.run_clm", *words, folder=folder, NEURON_EXTRACT_GRAPHS_ONLY="1")
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "compiling only: 12 steps, nothing is exported" in done.stdout
-    assert "step=12/12" in done.stdout
-    assert "eval_loss" not in done.stdout
-    assert not (folder / "model").exists()
+def test_compiling_only_exports_nothing(forge: Forge) -> None:
+    run = forge.result("precompile").good()
+    assert "compiling only: 12 steps, nothing is exported" in run.output
+    assert "step=12/12" in run.output
+    assert "eval_loss" not in run.output
+    assert not (run.folder / "model").exists()
 
 
-def test_bf16_as_upstream_does_it(work: Path, cpu: Run) -> None:
-    run = driven(work, "bf16", more=(("bf16", "true"),)).good()
+def test_bf16_as_upstream_does_it(forge: Forge, cpu: Run) -> None:
+    run = forge.result("bf16").good()
     assert json.loads((run.folder / "model" / "manifest.json").read_text())["dtype"] == "bf16"
     ours, theirs = cpu.of("loss"), run.of("loss")
     assert abs(ours[1] - theirs[1]) < 0.05
@@ -294,16 +367,23 @@ def test_bf16_as_upstream_does_it(work: Path, cpu: Run) -> None:
 # -- refusals
 
 
-def test_a_layout_that_does_not_fit_is_refused_before_anything_is_built(work: Path) -> None:
-    run = driven(work, "refused", more=(("tensor_parallel_size", 2),))
+def test_a_layout_that_does_not_fit_is_refused_before_anything_is_built(forge: Forge) -> None:
+    run = forge.result("refused")
     assert run.code != 0
     assert (
         "SignatureError: 1 cores are no multiple of tensor_parallel_size 2 x pipeline_parallel_size 1" in run.output
     )
 
 
-def test_too_few_rows_for_a_step(work: Path) -> None:
-    run = driven(work, "rows", more=(("gradient_accumulation_steps", 17),))
+def test_a_save_that_goes_on_training_is_refused(forge: Forge) -> None:
+    run = forge.result("asynchronous")
+    assert run.code != 0
+    assert "SignatureError: async_save goes on training before a checkpoint's files are written" in run.output
+    assert run.of("loss") == {}
+
+
+def test_too_few_rows_for_a_step(forge: Forge) -> None:
+    run = forge.result("rows")
     assert run.code != 0
     assert "64 rows make no step: 4 rows x 17 accumulation steps x 1 data-parallel workers need 68" in run.output
 
@@ -323,10 +403,10 @@ UNITS = (
 
 
 @pytest.fixture(scope="session")
-def units(work: Path) -> dict[str, str]:
-    done = with_shim("-m", "tests.neuron.units", folder=work)
-    found = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
-    assert set(found) == set(UNITS), done.stdout[-3000:]
+def units(forge: Forge) -> dict[str, str]:
+    output = forge.result("units").output
+    found = dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
+    assert set(found) == set(UNITS), output[-3000:]
     return found
 
 

@@ -168,7 +168,8 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
 
 UPSTREAM = neuron._every_position
 
-if __name__ == "__main__":
+
+def main() -> int:
     # The part of upstream's loss that neuronx-distributed has, on one core. Not in the shim, which holds no loss.
     stand_in = SimpleNamespace(parallel_cross_entropy=per_token)
     sys.modules["neuronx_distributed.parallel_layers.loss_functions"] = stand_in  # type: ignore[assignment]
@@ -179,3 +180,8 @@ if __name__ == "__main__":
         except Exception:  # noqa: BLE001 (reported by name)
             outcome = traceback.format_exc()
         print(json.dumps([test.__name__, outcome]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -218,6 +218,37 @@ def decoding(byte_level: Any) -> dict[str, Any]:
     return found
 
 
+SPACED = "is it warm , or cold ? don 't say ."
+
+
+def spaces(tokenizer: Any) -> dict[str, Any]:
+    """What engine `cpu` says where a tokenizer asks for spaces to be cleaned up."""
+    import torch
+
+    tokens = tokenizer(SPACED)["input_ids"]
+
+    class Parrot:
+        generation_config = type("Config", (), {"eos_token_id": -1})
+
+        def generate(self, input_ids: Any, streamer: Any = None, **_: Any) -> Any:
+            for part in [input_ids, *([t] for t in tokens)] if streamer else []:
+                streamer.put(torch.as_tensor(part))
+            if streamer:
+                streamer.end()
+            return torch.tensor([[*input_ids[0].tolist(), *tokens]])
+
+    before, tokenizer.clean_up_tokenization_spaces = tokenizer.clean_up_tokenization_spaces, True
+    engine = cpu.CpuEngine(Parrot(), tokenizer, OPTIONS)
+    *pieces, last = engine.stream("red", ASK)
+    found = {
+        "cleaned": tokenizer.decode(tokens),
+        "streamed": "".join(pieces),
+        "answers": [last.text, engine.generate(["red"], ASK)[0].text],
+    }
+    tokenizer.clean_up_tokenization_spaces = before
+    return found
+
+
 def failures(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
     """A reader who leaves, a device that fails: slots must be free again."""
     found: dict[str, Any] = {}
@@ -322,6 +353,7 @@ def main(work: Path) -> None:
         "stops": stops(engine, reference, texts),
         "seeds": seeds(engine, texts),
         "decoding": decoding(engine.tokenizer),
+        "spaces": spaces(reference.tokenizer),
         "failures": failures(engine, texts),
         "artifacts": artifacts(tnx, model, work, texts),
     }

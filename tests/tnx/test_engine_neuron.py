@@ -67,6 +67,13 @@ def test_the_double_accepts_refuses_and_sends_what_the_source_does(doubled: Any,
     assert doubled["outcomes"][group] == TABLE["outcomes"][group]
 
 
+@pytest.mark.server
+def test_the_table_notices_each_change_of_the_double(tmp_path: Path) -> None:
+    found = drive(tmp_path, "-m", "tests.tnx.mutants")
+    assert len(found) == 14
+    assert [name for name, groups in found.items() if not groups] == []
+
+
 # The double takes NeuronConfig's keywords from the table itself, and the engine does not call sample.
 BY_OTHER_MEANS = {"NeuronConfig.__init__", "LlamaForSampling.sample"}
 
@@ -127,6 +134,14 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(found: Any) -> None:
 @pytest.mark.server
 def test_text_that_grows_by_tokens_is_what_all_tokens_say(found: Any) -> None:
     assert found["decoding"] == {"bytes": 0, "words": 0}
+
+
+@pytest.mark.server
+def test_engine_cpu_leaves_the_models_spaces_alone_as_engine_neuron_does(found: Any) -> None:
+    spaces = found["spaces"]
+    assert spaces["cleaned"] == "is it warm, or cold? don 't say.", "the tokenizer does clean up unless told not to"
+    assert spaces["streamed"] == "is it warm , or cold ? don 't say ."
+    assert spaces["answers"] == [spaces["streamed"]] * 2
 
 
 @pytest.mark.server

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch_xla.core.xla_model as xm
+import torch_xla.debug.metrics as met
 from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
 from optimum.neuron.distributed import lazy_load_for_parallelism, parallel_layers
 from torch.utils.data import DataLoader
@@ -55,6 +56,12 @@ ARGUMENTS = NeuronArguments
 def compiling_only() -> bool:
     """Inside neuron_parallel_compile's trial run: nothing is really computed, every output is invalid."""
     return os.environ.get(EXTRACT_ENV) == "1"
+
+
+def compilations() -> int:
+    """Graphs compiled so far in this process; one that the compile cache had counts, too."""
+    data = met.metric_data("CompileTime")
+    return int(data[0]) if data else 0
 
 
 def adapt(arguments: Any) -> tuple[Any, str]:

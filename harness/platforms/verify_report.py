@@ -1,0 +1,82 @@
+"""What `harness verify` found, as Markdown for an issue: versions, a row for each step, the limits it settles."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.paths import ROOT
+from harness.platforms.verify import PASSED, Bench, Result
+
+LIMITS = ROOT / "docs" / "limits.md"
+HEAD = "| name | where | how it was checked | what remains unverified | settled by `harness verify` step |"
+
+
+def settled_by(limits: Path = LIMITS) -> dict[str, set[str]]:
+    """Name of docs/limits.md -> the steps that settle its row together; rows that none settles are left out."""
+    out: dict[str, set[str]] = {}
+    for line in limits.read_text(encoding="utf-8").partition(HEAD)[2].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0].startswith("`") and not cells[4].startswith("none:"):
+            out[cells[0].strip("`")] = set(cells[4].split(", "))
+    return out
+
+
+def markdown(bench: Bench) -> str:
+    """The report. On another device than neuron no row of docs/limits.md is settled, whatever passed."""
+    where = bench.hosts["train"]
+    lines = [
+        f"## harness verify, device {bench.device}, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        f"Stack {bench.run.plan.stack}, platform local; {_machine(where)}.",
+        "",
+        *_versions(bench.hosts),
+        "",
+        "| step | status | figure | seconds | rows of docs/limits.md settled |",
+        "|---|---|---|---|---|",
+    ]
+    rows = settled_by()
+    passed = {r.name for r in bench.results if r.status == PASSED} if bench.device == "neuron" else set()
+    settled = [name for name, steps in rows.items() if steps <= passed]
+    for result in bench.results:
+        theirs = [name for name, steps in rows.items() if result.name in steps]
+        of_them = f"{sum(name in settled for name in theirs)} of {len(theirs)}"
+        seconds = f"{result.seconds:.0f}" if result.seconds else ""
+        lines.append(f"| {result.name} | {result.status} | {_cell(result.figure)} | {seconds} | {of_them} |")
+    if bench.device != "neuron":
+        lines += ["", "Nothing of Neuron is settled by this device: the rows stay open."]
+    elif settled:
+        lines += ["", f"Settled: {', '.join(f'`{name}`' for name in settled)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(host: dict[str, Any]) -> str:
+    parts = [
+        host["instance"],
+        f"kernel {host['kernel']}",
+        f"{host['processors']} processors",
+        f"{host['memory_gib']} GiB",
+    ]
+    if host["driver"]:
+        parts.append(f"Neuron driver {host['driver']}, runtime {host['runtime'] or 'not found'}")
+    return ", ".join(part for part in parts if part)
+
+
+def _versions(hosts: dict[str, dict[str, Any]]) -> list[str]:
+    lines = ["| image | Python | packages |", "|---|---|---|"]
+    for name, host in hosts.items():
+        packages = ", ".join(f"{package} {version}" for package, version in host["packages"].items())
+        lines.append(f"| {name} | {host['python']} | {packages} |")
+    return lines
+
+
+def _cell(text: str) -> str:
+    """One line that breaks no table."""
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")[:400]
+
+
+def as_json(results: list[Result]) -> list[dict[str, object]]:
+    """The results for a script."""
+    return [{"step": r.name, "status": r.status, "figure": r.figure, "seconds": round(r.seconds, 1)} for r in results]

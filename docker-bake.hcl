@@ -97,5 +97,6 @@ target "base" {
   matrix     = { role = ["train", "serve"] }
   dockerfile = "containers/base/${role}.Dockerfile"
   args       = { DEBIAN_IMAGE = DEBIAN_IMAGE }
+  tags       = ["neuron-harness/base-${role}:local"]
   contexts   = { wheels = WHEELS, jars = DJL_JARS }
 }

@@ -36,7 +36,6 @@ ENV MODEL_SERVER_HOME=/opt/djl \
     PYTHONDONTWRITEBYTECODE=1 \
     JAVA_OPTS="-Xmx1g -Xms1g -Xss2m -XX:+ExitOnOutOfMemoryError" \
     NEURON_CC_FLAGS="--logfile /tmp/compile.log --temp-dir=/tmp" \
-    SERVING_FEATURES=vllm,lmi-dist,tnx \
     PATH=/opt/aws/neuron/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # Certificates and mirror come as secrets, so that none stays in a layer; pip's downloads stay in a cache mount.

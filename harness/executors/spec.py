@@ -31,6 +31,8 @@ class ContainerSpec:
     """Executor docker: the image, by digest where there is one."""
     host: str = "algo-1"
     """This container's name on the job's network."""
+    job: str = ""
+    """Executor docker: the job of several hosts that this is one of; they share a network with nobody else on it."""
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,16 @@ def check_environment(role: str) -> None:
         raise MissingPrerequisite("no Docker engine answers", hint="start the Docker engine")
 
 
+def memory_limit() -> int:
+    """Bytes that one container may use: the machine's memory but for a rest."""
+    return max(psutil.virtual_memory().total - RESERVED, RESERVED)
+
+
 def arguments(spec: ContainerSpec) -> list[str]:
     """`docker create`'s arguments: volumes, limits, network, port on loopback only, environment."""
     words = ["--label", f"{MARKER}={spec.name}", "--pull", "never", "--hostname", spec.host]
-    limit = max(psutil.virtual_memory().total - RESERVED, RESERVED)
     # Without swap: what does not fit is killed, as it is on an instance, and does not slow the machine down.
-    words += ["--memory", str(limit), "--memory-swap", str(limit)]
+    words += ["--memory", str(memory_limit()), "--memory-swap", str(memory_limit())]
     if spec.role == "serve":
         words += ["--volume", f"{spec.base / 'model'}:{contract.DEFAULT_BASE}/model:ro"]
     else:

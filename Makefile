@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3)
 PY := .venv/bin/python
+export EXECUTOR
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: help setup check test test-neuron test-fast kill-matrix demo lock generated clean distclean
+.PHONY: help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,8 +13,9 @@ help: ## list the targets
 setup: ## the three environments and DJL Serving's jars (what demo and test call first)
 	@$(SETUP) harness train serve djl
 
-demo: ## fine-tune SmolLM2-135M on headlines, serve it with DJL Serving, measure what it learned
+demo: ## fine-tune SmolLM2-135M, serve it, measure what it learned; EXECUTOR=docker does it in containers
 	@$(SETUP) harness train serve djl
+	@[ "$(EXECUTOR)" != docker ] || $(PY) -m harness build --stand-in
 	@$(PY) -m harness run harness/runs/smollm2-sarcasm.toml
 
 check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, generated files
@@ -22,11 +24,20 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports --no-cache
 	@.venv/bin/vermin --no-tips -q -t=3.10- --violations containers train serve
+	@.venv/bin/hadolint containers/*/Dockerfile containers/base/*.Dockerfile
 	@$(PY) -m tests.generated --check
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
 	@$(PY) -m pytest -m "not docker and not neuron"
+
+test-images: ## build, push and pull the images, and run them: needs Docker, debootstrap (or DEBIAN_IMAGE), docker-registry
+	@$(SETUP) harness train djl
+	@$(PY) -m pytest -m docker tests/images
+
+verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS credentials and 60 GB of disk
+	@$(SETUP) harness
+	@$(PY) -m tests.images.verify
 
 NEURON_TESTS := tests/neuron tests/shards tests/tnx tests/conformance tests/test_signature.py tests/test_limits.py
 

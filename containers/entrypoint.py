@@ -1,84 +1,86 @@
-"""PID 1 of both images: `train` is supervised, `serve` becomes DJL Serving, anything else is exec'd.
+"""PID 1 of both images: `train` and `serve` are supervised, `prepare` and anything else is exec'd.
 
     python -m containers.entrypoint train     run_clm under SageMaker's training contract
     python -m containers.entrypoint serve     DJL Serving with serve/model.py on the model directory
+    python -m containers.entrypoint prepare   compile an artifact's graphs (serve/prepare.py)
     python -m containers.entrypoint bash      any other command, as `docker run IMAGE bash` should
 
 The stock Deep Learning Container entrypoints lose SIGTERM (their shell does not forward it), which is why ours
-replaces them. Standard library and Python 3.10 syntax only.
+replaces them; containers/README.md compares the two. Standard library and Python 3.10 syntax only.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
+import socket
 import sys
 import tempfile
-from collections import deque
-from contextlib import suppress
+import time
 from pathlib import Path
-from types import FrameType
 
-from containers import contract
+from containers import contract, drain
 from containers.artifact import ArtifactError, check_model_directory
-from containers.contract import ContractError, Paths
+from containers.contract import ContractError, Paths, Resources
+from containers.supervise import Supervisor
 
 PROGRAM = Path(__file__).resolve().parent.parent  # holds containers/, train/ and serve/
 EXIT_CONTRACT = 3  # the request or the directories do not fit the contract
+EXIT_RESTART = 77  # DJL Serving asks to be started again, as in the stock entrypoint
 # Device cpu only: huge pages for tensors, and freed memory kept rather than given back and faulted in again.
 # Training steps take a sixth less time with it (docs/status.md).
 CPU_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=68719476736:"
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 )
+DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
+TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
+SERVE_DRAIN = contract.SERVE_STOP_WAIT - 8  # requests in progress have this long before the server gets TERM
+SERVE_KILL_AFTER = 4
 
 
 def train(paths: Paths) -> int:
     """Run the trainer as a child, forward signals to its whole process group, leave the failure file."""
+    supervisor = Supervisor(TRAIN_KILL_AFTER)
     try:
-        argv = contract.training_arguments(paths, contract.read_training_input(paths))
+        job = contract.read_training_input(paths)
+        argv = contract.training_arguments(paths, job)
+        wait_for_hosts(job.resources, DNS_WAIT)
     except ContractError as error:
         contract.write_failure(paths, f"ClientError: {error}")
         print(f"entrypoint: {error}", file=sys.stderr, flush=True)
         return EXIT_CONTRACT
     command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
     print("entrypoint:", " ".join(command), flush=True)
-    code, tail = _supervise(command)
+    code, tail = supervisor.run(command, PROGRAM, training_environment(dict(os.environ)))
     if code not in (0, contract.EXIT_TERMINATED, contract.EXIT_INTERRUPTED) and not contract.read_failure(paths):
         contract.write_failure(paths, failure_reason(tail, code))
     return code
 
 
-def _supervise(command: list[str]) -> tuple[int, list[str]]:
-    """Run `command`, copy its output line by line, return its exit code (128 + n for signal n) and last lines."""
-    env = dict(os.environ)
-    if env.get(contract.DEVICE_ENV) == "cpu":
-        env.setdefault("GLIBC_TUNABLES", CPU_TUNABLES)
-    child = subprocess.Popen(
-        command,
-        cwd=PROGRAM,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # a process group of its own, so that every descendant gets the signal
-    )
+def training_environment(env: dict[str, str]) -> dict[str, str]:
+    """What the trainer needs besides the request's own environment, which wins. Neuron's part: train/launch.py."""
+    return {"GLIBC_TUNABLES": CPU_TUNABLES, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
 
-    def forward(signum: int, _frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):  # it ended in this moment
-            os.killpg(child.pid, signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, forward)
-    tail: deque[str] = deque(maxlen=60)
-    assert child.stdout is not None
-    for raw in child.stdout:
-        sys.stdout.buffer.write(raw)
-        sys.stdout.buffer.flush()
-        tail.append(raw.decode(errors="replace").rstrip())
-    code = child.wait()
-    return (code if code >= 0 else 128 - code), list(tail)
+def wait_for_hosts(resources: Resources, wait: float) -> None:
+    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s."""
+    missing = [host for host in resources.ordered_hosts if host != resources.current_host]
+    deadline = time.monotonic() + wait
+    while missing:
+        missing = [host for host in missing if not _resolves(host)]
+        if missing and time.monotonic() > deadline:
+            raise ContractError(f"after {wait:.0f} s these hosts have no address: {', '.join(missing)}")
+        if missing:
+            print(f"entrypoint: waiting for {', '.join(missing)} to resolve", flush=True)
+            time.sleep(min(2.0, wait / 4))
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def failure_reason(lines: list[str], code: int) -> str:
@@ -95,20 +97,23 @@ def failure_reason(lines: list[str], code: int) -> str:
     return text[: contract.MAX_FAILURE_REASON]
 
 
-def serve(paths: Paths) -> int:  # returns on failure only
-    """Become DJL Serving (exec, so that SIGTERM reaches it) on the model directory, which is read-only."""
+def serve(paths: Paths) -> int:
+    """Run DJL Serving on the model directory, which is read-only; on TERM what is in progress is answered first."""
+    scratch = Path(tempfile.mkdtemp(prefix="djl-"))
+    # DJL Serving itself cuts what is in progress on TERM (docs/decisions/003): TERM waits until the handler is idle.
+    supervisor = Supervisor(SERVE_KILL_AFTER, drain.Drain(scratch, SERVE_DRAIN))
     try:
         check_model_directory(paths.model)
     except ArtifactError as error:
         print(f"entrypoint: {error}", file=sys.stderr, flush=True)
         return EXIT_CONTRACT
-    scratch = Path(tempfile.mkdtemp(prefix="djl-"))
     config = scratch / "config.properties"
     config.write_text(serving_config(paths, contract.serving_port()), encoding="utf-8")
     env = serving_environment(dict(os.environ), scratch)
-    os.chdir(scratch)
-    os.execvpe("djl-serving", ["djl-serving", "-f", str(config)], env)  # noqa: S606 (no shell, on purpose)
-    raise AssertionError("exec returned")
+    code = EXIT_RESTART
+    while code == EXIT_RESTART and not supervisor.stopping:
+        code, _ = supervisor.run(["djl-serving", "-f", str(config)], scratch, env)
+    return code
 
 
 def serving_config(paths: Paths, port: int) -> str:
@@ -147,8 +152,19 @@ def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
         defaults["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
         defaults["GLIBC_TUNABLES"] = CPU_TUNABLES
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
-    temporary = f"{env.get('JAVA_OPTS', '')} -Djava.io.tmpdir={scratch}".strip()
-    return {**defaults, **env, "PYTHONPATH": defaults["PYTHONPATH"], "JAVA_OPTS": temporary}
+    # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).
+    options = [f"-Djava.io.tmpdir={scratch}", "-Djava.util.concurrent.ForkJoinPool.common.parallelism=64"]
+    java = " ".join(filter(None, [env.get("JAVA_OPTS", ""), *options]))
+    own = {"PYTHONPATH": defaults["PYTHONPATH"], "JAVA_OPTS": java, drain.FOLDER_ENV: str(scratch)}
+    return {**defaults, **env, **own}
+
+
+def prepare_command(paths: Paths, arguments: list[str]) -> list[str]:
+    """serve/prepare.py; without arguments from the channel `model`, where there is one, into the model directory."""
+    if not arguments:
+        channel = paths.channel("model")
+        arguments = [str(channel if channel.is_dir() else paths.model), str(paths.model)]
+    return [sys.executable, "-m", "serve.prepare", *arguments]
 
 
 def main(argv: list[str]) -> int:
@@ -158,10 +174,12 @@ def main(argv: list[str]) -> int:
     if argv == ["serve"]:
         return serve(paths)
     if not argv:
-        print("usage: entrypoint train | serve | COMMAND [ARGUMENT ...]", file=sys.stderr)
+        print("usage: entrypoint train | serve | prepare | COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2
+    if argv[0] == "prepare":
+        argv = prepare_command(paths, argv[1:])
     try:
-        os.execvp(argv[0], argv)  # noqa: S606
+        os.execvp(argv[0], argv)  # noqa: S606 (no shell, on purpose)
     except OSError as error:
         print(f"entrypoint: {argv[0]}: {error.strerror}", file=sys.stderr)
         return 127

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from harness.errors import InvalidInput, Problem, did_you_mean
+from harness.errors import InvalidInput, MissingPrerequisite, NotFound, Problem, did_you_mean
 
 
 @lru_cache(maxsize=4)
@@ -115,3 +115,36 @@ def _check_length(n: float, shape: Any, where: str, unit: str) -> Iterator[str]:
         yield (f"{where} has {n} {unit}; at least {low} are needed" if unit else f"{where} is {n}; at least {low}")
     if high is not None and n > high:
         yield f"{where} has {n} {unit}; at most {high} fit" if unit else f"{where} is {n}; at most {high}"
+
+
+class NoSuch(NotFound):
+    """What was asked for is not there."""
+
+
+@lru_cache(maxsize=8)
+def client(service: str, region: str) -> Any:
+    """A boto3 client by the standard credential chain; AWS_ENDPOINT_URL_<SERVICE> names another address."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, user_agent_extra="neuron-harness"
+    )
+    return boto3.Session().client(service, region_name=region, config=config)
+
+
+def call(made: Any, operation: str, **request: Any) -> Any:
+    """One API call. Raises NoSuch for what is not there, MissingPrerequisite for every other refusal."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return getattr(made, operation)(**request)
+    except ClientError as error:
+        said = error.response.get("Error", {})
+        if "NotFound" in said.get("Code", ""):
+            raise NoSuch(f"{operation}: {said.get('Message', '')}") from None
+        raise MissingPrerequisite(f"AWS refused {operation}", f"{said.get('Code')}: {said.get('Message')}") from None
+    except BotoCoreError as error:
+        raise MissingPrerequisite(
+            f"AWS could not be asked for {operation}", str(error), "aws sts get-caller-identity"
+        ) from None

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,3 +42,35 @@ def run(
         why = "; ".join(line.strip() for line in tail if line.strip())[-800:]
         raise MissingPrerequisite(f"exit code {done.returncode}: {printed}", why, hint)
     return done.stdout
+
+
+def show(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> str:
+    """Run `argv` without a shell, its output on our standard error as it comes; returns that output.
+
+    Raises MissingPrerequisite where the program is absent or ends with another code than 0. An interruption ends it.
+    """
+    command = [os.fspath(a) for a in argv]
+    if shutil.which(command[0]) is None:
+        raise MissingPrerequisite(f"{command[0]} is not on this machine", f"needed for: {shlex.join(command)}", hint)
+    shown: list[str] = []
+    with subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                sys.stderr.write(line)
+                shown.append(line)
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode != 0:
+        why = "; ".join(line.strip() for line in shown[-8:] if line.strip())[-800:]
+        raise MissingPrerequisite(f"exit code {child.returncode}: {shlex.join(command)}", why, hint)
+    return "".join(shown)

@@ -13,6 +13,7 @@ from typing import Any
 
 from djl_python import Input, Output
 
+from containers import drain
 from serve import engines
 from serve.options import ServeOptions, from_properties
 from serve.protocols import errors, lmi
@@ -39,8 +40,11 @@ def handle(inputs: Input) -> Output | None:
         _state()["engine"] = _engine(name, properties["model_dir"], options)
         print(f"handler ready: engine {name}, {options}", flush=True)
         return None
+    if drain.stopping():
+        return _json(503, errors.body(503, "this server is being stopped; send the request again"))
     try:
-        return _answer(_state()["engine"], lmi.parse(inputs.get_as_bytes()))
+        with drain.in_progress():
+            return _answer(_state()["engine"], lmi.parse(inputs.get_as_bytes()))
     except RequestError as error:
         return _json(error.status, errors.body(error.status, str(error)))
     except Exception as error:  # noqa: BLE001 (the client gets one line; the log gets the traceback)
@@ -57,7 +61,7 @@ def _answer(engine: engines.Engine, request: lmi.Request) -> Output:
     first = next(pieces)  # raises here, with a status of its own, rather than inside a stream of status 200
     output = Output()
     output.add_property("Content-Type", "application/jsonlines")
-    output.add_stream_content(_lines(first, pieces), output_formatter=lambda line: line)
+    output.add_stream_content(drain.streamed(_lines(first, pieces)), output_formatter=lambda line: line)
     return output
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from containers.contract import Resources
 from train import launch, signature
 from train.signature import Layout, SignatureError
 
@@ -209,15 +210,21 @@ def test_a_cache_directory_that_upstream_misreads_is_refused_with_the_way_out(ca
 
 
 def test_several_hosts_and_compiling_only() -> None:
-    assert "FI_PROVIDER" not in launch.environment(FP32)
-    assert launch.environment(FP32, {"GROUP_WORLD_SIZE": "2"})["FI_PROVIDER"] == "efa"
+    two = Resources(hosts=("algo-1", "algo-2"), instance_type="ml.trn1n.32xlarge")
+    assert launch.early_environment(two, {})["FI_PROVIDER"] == "efa"
+    assert launch.early_environment(two, {"FI_PROVIDER": "tcp"}).get("FI_PROVIDER") is None
+    for without in (
+        dataclasses.replace(two, instance_type="ml.trn1.2xlarge"),
+        dataclasses.replace(two, hosts=("algo-1",)),
+    ):
+        assert "FI_PROVIDER" not in launch.early_environment(without, {})
     assert "NEURON_PARALLEL_COMPILE_MAX_RETRIES" not in launch.environment(FP32)
     found = launch.environment(FP32, {"NEURON_EXTRACT_GRAPHS_ONLY": "1"})
     assert found["NEURON_PARALLEL_COMPILE_MAX_RETRIES"] == "1"
 
 
 def test_every_variable_has_its_source() -> None:
-    for table in (launch.COMPILER_FLAGS, launch.ALWAYS, launch.SEVERAL_HOSTS, launch.BF16, launch.BF16_XLA):
+    for table in (launch.COMPILER_FLAGS, launch.ALWAYS, launch.EFA, launch.BF16, launch.BF16_XLA):
         assert all(value and len(source) > 10 for value, source in table.values())
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from containers.contract import Paths, read_training_input
+from containers.contract import Paths, Resources, read_training_input
 
 CORES_PER_DEVICE = 2  # Trainium 1 and Inferentia 2; optimum-neuron 0.0.28 counts so, too (utils/cache_utils.py)
 PRECOMPILE_ENV = "RUN_NEURON_PARALLEL_COMPILE"  # the name SageMaker's training toolkit knows it by
@@ -36,11 +36,15 @@ ALWAYS = {
     "NEURON_FUSE_SOFTMAX": ("1", "optimum-neuron 0.0.28 examples"),
     "NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS": ("3", "optimum-neuron 0.0.28 examples; ends with SDK 2.31"),
     "MALLOC_ARENA_MAX": ("64", "Neuron SDK release notes, glibc memory growth; optimum-neuron sets it too late"),
-    "FI_EFA_FORK_SAFE": ("1", "Neuron SDK 2.20, kernels before 5.15"),
 }
-SEVERAL_HOSTS = {
+# Instances with Elastic Fabric Adapters; trn1.2xlarge has none, so its hosts talk over TCP. SageMaker's training
+# toolkit 5.1.4 knows the first one only (params.py), and sets no FI_EFA_FORK_SAFE.
+EFA_INSTANCES = ("ml.trn1.32xlarge", "ml.trn1n.32xlarge")
+EFA = {
     "FI_PROVIDER": ("efa", "Neuron SDK 2.20, EFA set-up"),
     "FI_EFA_USE_DEVICE_RDMA": ("1", "Neuron SDK 2.20, EFA set-up"),
+    "FI_EFA_FORK_SAFE": ("1", "Neuron SDK 2.20, kernels before 5.15"),
+    "RDMAV_FORK_SAFE": ("1", "SageMaker's training toolkit 5.1.4, torch_distributed.py"),
 }
 BF16 = {
     "NEURON_RT_STOCHASTIC_ROUNDING_EN": ("1", "Neuron SDK 2.20, rounding modes: bf16 weights stall without it"),
@@ -69,8 +73,6 @@ def environment(arguments: Any, given: Mapping[str, str] | None = None) -> dict[
         )
     added = [flag for name, (flag, _) in COMPILER_FLAGS.items() if name not in flags]
     wanted = {**ALWAYS}
-    if int(given.get("GROUP_WORLD_SIZE", "1")) > 1:
-        wanted |= SEVERAL_HOSTS
     if arguments.bf16:
         wanted |= BF16
         if getattr(arguments, "half_precision_backend", "xla") == "xla":
@@ -88,6 +90,16 @@ def cores(given: Mapping[str, str], devices: Path = Path("/sys/class/neuron_devi
     if given.get("NEURON_RT_NUM_CORES"):
         return int(given["NEURON_RT_NUM_CORES"])
     return max(1, CORES_PER_DEVICE * len(list(devices.iterdir())) if devices.is_dir() else 1)
+
+
+def early_environment(who: Resources, given: Mapping[str, str]) -> dict[str, str]:
+    """What must be there before torchrun starts its workers; a variable that the user has `given` is left alone."""
+    wanted = {**ALWAYS}
+    if len(who.hosts) > 1 and who.instance_type in EFA_INSTANCES:
+        wanted |= EFA
+    if given.get(PRECOMPILE_ENV) == "1":
+        wanted |= PRECOMPILE
+    return {name: value for name, (value, _) in wanted.items() if name not in given}
 
 
 def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str) -> list[str]:
@@ -109,9 +121,6 @@ def start_workers(argv: list[str]) -> None:
         return
     who = read_training_input(Paths.from_environment()).resources
     words = command(argv, os.environ, who.ordered_hosts, who.current_host)
-    early = {name: value for name, (value, _) in ALWAYS.items() if name not in os.environ}
-    if os.environ.get(PRECOMPILE_ENV) == "1":
-        early |= {name: value for name, (value, _) in PRECOMPILE.items() if name not in os.environ}
     print("launch:", " ".join(words), flush=True)
     sys.stdout.flush()
-    os.execvpe(words[0], words, {**os.environ, **early})  # noqa: S606 (no shell, on purpose)
+    os.execvpe(words[0], words, {**os.environ, **early_environment(who, os.environ)})  # noqa: S606 (no shell, on purpose)

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from harness import interrupts
-from harness.cli import endpoints, output, runs, verify
+from harness.cli import endpoints, images, output, runs, verify
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ for verb in (
     verify.verify,
 ):
     app.command()(verb)
+for image_verb in (images.build, images.push, images.images):
+    app.command()(image_verb)
 
 
 def main() -> None:

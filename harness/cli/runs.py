@@ -41,6 +41,16 @@ RunArg = Annotated[
         help="A run's id or its beginning; the newest if left out.", metavar="[RUN]", autocompletion=run_ids
     ),
 ]
+ExecutorFlag = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        envvar="EXECUTOR",
+        help="process (needs nothing else), or docker (needs an engine and: harness build --stand-in).",
+        metavar="NAME",
+        autocompletion=lambda: ["process", "docker"],
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
 
 
@@ -66,17 +76,20 @@ def plan(run_file: RunFileArg, json: JsonFlag = False) -> None:
 def run(
     run_file: StartArg,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
+    executor: ExecutorFlag = "",
     json: JsonFlag = False,
 ) -> None:
     """Train, serve, measure, report, take down."""
+    from harness import executors
     from harness.cli.result import show
     from harness.platforms import steps
     from harness.platforms.meter import Meter
 
+    executors.check_name(executor)
     with output.reporter() as reporter:
         started = steps.start_or_continue(run_file, measured=True)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "run", reporter) as platform:
+        with steps.working_on(started, "run", reporter, executor) as platform:
             result = None if keep else started.record.read_json("result.json")
             if result is None:
                 with Meter() as meter:
@@ -89,14 +102,16 @@ def run(
         output.out(f"the endpoint stays: harness invoke --run {started.record.id} PROMPT; then: harness down")
 
 
-def train(run_file: StartArg) -> None:
+def train(run_file: StartArg, executor: ExecutorFlag = "") -> None:
     """Run the training job alone; prints the run's id."""
+    from harness import executors
     from harness.platforms import steps
 
+    executors.check_name(executor)
     with output.reporter() as reporter:
         started = steps.start_or_continue(run_file)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "train", reporter) as platform:
+        with steps.working_on(started, "train", reporter, executor) as platform:
             steps.train(started, platform, reporter)
     output.out(started.record.id)
 

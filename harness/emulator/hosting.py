@@ -16,15 +16,15 @@ import urllib3
 
 from containers import contract
 from containers.contract import Paths
+from harness import executors
 from harness.emulator.state import ObjectStore
 from harness.errors import Busy, EndpointFailed, NotFound
-from harness.executors import process
 from harness.executors.spec import ContainerSpec, Handle
 
 
 @dataclass
 class Endpoint:
-    """What DescribeEndpoint would say, and what the process executor needs to find it again."""
+    """What DescribeEndpoint would say, and what the executor needs to find its container again."""
 
     name: str
     status: str
@@ -49,6 +49,7 @@ def create(
     log: Path,
     launchers: tuple[Path, ...],
     port: int | None = None,
+    executor: str = "process",
 ) -> Endpoint:
     """Start the container of a CreateModel request; the endpoint is Creating.
 
@@ -61,7 +62,7 @@ def create(
     except (NotFound, ValueError, tarfile.TarError, EOFError, OSError) as error:
         raise EndpointFailed(f"endpoint {name}: model data {source['S3Uri']} cannot be read", str(error)) from None
     port = free_port() if port is None else claim_port(port)
-    handle = process.start(
+    handle = executors.named(executor).start(
         ContainerSpec(
             name=name,
             role="serve",
@@ -118,7 +119,7 @@ def wait_in_service(endpoint: Endpoint, window: float, on_tick: Callable[[], Non
     started = time.monotonic()
     healthy = 0
     while healthy < 2:
-        if process.poll(endpoint.handle) is not None:
+        if executors.of(endpoint.handle).poll(endpoint.handle) is not None:
             _fail(endpoint, "the container ended while it started")
         if time.monotonic() - started > window:
             _fail(endpoint, f"no healthy /ping within {window:.0f} s")
@@ -144,7 +145,7 @@ def ping(endpoint: Endpoint) -> bool:
 
 def _fail(endpoint: Endpoint, reason: str) -> None:
     endpoint.status, endpoint.failure_reason = "Failed", reason
-    process.remove(endpoint.handle)
+    executors.of(endpoint.handle).remove(endpoint.handle)
     tail = [line for line in _tail(Path(endpoint.handle.log)) if line.strip()]
     # The reason is in the log, most often as the last exception or as the entrypoint's own line.
     telling = [line for line in tail if "Error" in line or line.startswith("entrypoint:")]
@@ -158,5 +159,5 @@ def _tail(log: Path, lines: int = 80) -> list[str]:
 
 def delete(endpoint: Endpoint) -> None:
     """DeleteEndpoint: TERM, the contract's wait, KILL; nothing of the container is left."""
-    process.stop(endpoint.handle, contract.SERVE_STOP_WAIT)
+    executors.of(endpoint.handle).stop(endpoint.handle, contract.SERVE_STOP_WAIT)
     endpoint.status = "Deleted"

@@ -18,10 +18,9 @@ from typing import Any
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness import interrupts
+from harness import executors, interrupts
 from harness.emulator.state import ObjectStore
 from harness.errors import NotFound
-from harness.executors import process
 from harness.executors.spec import ContainerSpec, Handle, role_of
 from harness.interrupts import shielded
 
@@ -56,10 +55,11 @@ class TrainingRunner:
         log: Path,
         on_status: OnStatus,
         on_change: Callable[[TrainingJob], None],
+        executor: str = "process",
     ) -> None:
         self.request, self.store, self.log = request, store, log
         self.on_status, self.on_change = on_status, on_change
-        self.paths = Paths(folder)
+        self.paths, self.executor = Paths(folder), executors.named(executor)
         self.job = TrainingJob(request["TrainingJobName"])
 
     def run_container(self, on_tick: Callable[[], None] = lambda: None) -> TrainingJob:
@@ -73,11 +73,11 @@ class TrainingRunner:
                 self._download()
             except (NotFound, ValueError) as error:
                 return self._end("Failed", f"ClientError: Data download failed: {error}")
-            handle = process.start(self._spec())
+            handle = self.executor.start(self._spec())
             self.job.handle = handle.to_json()
             self._enter("Training", "training image started")
             stopped = self._watch(handle, on_tick)
-            process.remove(handle)
+            self.executor.remove(handle)
             self._save_checkpoints()
             if stopped and self.job.exit_code != 0:
                 return self._end(stopped)
@@ -89,11 +89,11 @@ class TrainingRunner:
     def _watch(self, handle: Handle, on_tick: Callable[[], None]) -> str:
         """Wait for the container's end; why it was stopped, or the empty string."""
         deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
-        while (code := process.poll(handle)) is None:
+        while (code := self.executor.poll(handle)) is None:
             late = time.monotonic() > deadline
             if interrupts.requested() or late:
                 self._enter("Stopping", "SIGTERM sent, waiting for the checkpoint")
-                self.job.exit_code = process.stop(handle, contract.TRAIN_STOP_WAIT)
+                self.job.exit_code = self.executor.stop(handle, contract.TRAIN_STOP_WAIT)
                 return "MaxRuntimeExceeded" if late else "Stopped"
             on_tick()
             time.sleep(0.1)

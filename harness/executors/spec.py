@@ -35,6 +35,8 @@ class ContainerSpec:
     """This container's name on the job's network."""
     arguments: tuple[str, ...] = ()
     """ContainerArguments: stand in the place of `command`."""
+    job: str = ""
+    """Executor docker: the job of several hosts that this is one of; they share a network with nobody else on it."""
 
 
 def role_of(image: str, environment: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Platform `local`: the plan's requests carried out on this machine, in this process, on executor `process`."""
+"""Platform `local`: the plan's requests carried out on this machine, in this process, on either executor."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 from containers import contract
 from containers.artifact import MANIFEST
-from harness import assets, plan as plans
+from harness import assets, executors, images, plan as plans
 from harness.assets import datasets, djl, models
 from harness.emulator import hosting, invocations
 from harness.emulator.hosting import Endpoint
 from harness.emulator.state import ObjectStore
 from harness.emulator.training import OnStatus, TrainingRunner
 from harness.errors import HarnessError, JobFailed, NotFound
-from harness.executors import process
 from harness.executors.spec import Handle
 from harness.interrupts import shielded
 from harness.paths import CACHE, runs_dir
@@ -27,18 +26,38 @@ from harness.runfile import RunFile
 
 Say = Callable[[str], None]
 # No images are built for executor `process`; these names stand where a digest stands on AWS.
-IMAGES = {
+PROCESS_IMAGES = {
     "train_image": f"{LOCAL.image('neuron-train')}:process",
     "serve_image": f"{LOCAL.image('neuron-serve')}:process",
 }
+EXECUTOR_FILE = "executor.json"
 
 
 class Local:
     """The local SageMaker's functions over one record."""
 
-    def __init__(self, record: Record, say: Say) -> None:
+    def __init__(self, record: Record, say: Say, executor: str = "") -> None:
         self.record, self.say = record, say
         self.store = ObjectStore(runs_dir() / "s3")
+        self._asked_for = executor
+
+    def check(self, stack: str) -> None:
+        """The executor can run both roles; which one it is, and its images, are recorded from now on.
+
+        Raises MissingPrerequisite before anything takes time.
+        """
+        recorded = self.record.read_json(EXECUTOR_FILE) or {}
+        name = self._asked_for or recorded.get("executor", executors.NAMES[0])
+        for role in ("train", "serve"):
+            executors.named(name).check_environment(role)
+        if name != recorded.get("executor"):
+            found = images.on_this_machine(stack) if name == "docker" else PROCESS_IMAGES
+            self.record.write_json(EXECUTOR_FILE, {"executor": name, **found})
+
+    def _executor(self) -> tuple[str, dict[str, str]]:
+        """The run's executor and its images."""
+        found = self.record.read_json(EXECUTOR_FILE) or {"executor": executors.NAMES[0], **PROCESS_IMAGES}
+        return found["executor"], {key: value for key, value in found.items() if key != "executor"}
 
     def upload(self, run: RunFile, plan: Plan) -> None:
         """Assets and data where the plan's channels and model data point to."""
@@ -70,11 +89,12 @@ class Local:
 
         Raises JobFailed with the FailureReason.
         """
-        request = plans.resolve(plan.create_training_job, IMAGES)
+        executor, known = self._executor()
+        request = plans.resolve(plan.create_training_job, known)
         folder = self.record.path / "job"
         before = self.record.read_json("job.json") or {}
         runner = TrainingRunner(
-            request, self.store, folder, self.record.log, on_status, lambda job: self._save_job(vars(job))
+            request, self.store, folder, self.record.log, on_status, lambda job: self._save_job(vars(job)), executor
         )
         if before.get("status") == "Completed" and self.store.path(before["model_artifacts"]).is_file():
             return str(before["model_artifacts"])
@@ -100,7 +120,8 @@ class Local:
 
         `known` are placeholders besides the images. Raises JobFailed with the FailureReason.
         """
-        request = plans.resolve(request, {**IMAGES, **known})
+        executor, images_here = self._executor()
+        request = plans.resolve(request, {**images_here, **known})
         name = str(request["TrainingJobName"])
         folder, log = self.record.path / "jobs" / name, self.record.path / "logs" / f"{name}.log"
         self._send("CreateTrainingJob", name, request)
@@ -111,6 +132,7 @@ class Local:
             log,
             lambda *_: None,
             lambda job: self._save_job(vars(job), f"jobs/{name}.json"),
+            executor,
         )
         job = runner.run_container()
         job = runner.upload() if job.status == "InProgress" else job
@@ -132,22 +154,22 @@ class Local:
             for path in list(folder.rglob(".*.partial")):
                 _delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for endpoint in list(self.endpoints()):
-            if endpoint.status != "InService" or not process.alive(endpoint.handle):
+            if endpoint.status != "InService" or not executors.of(endpoint.handle).alive(endpoint.handle):
                 self.say(f"endpoint {endpoint.name} was left unfinished or has ended; deleting it")
                 self.delete(endpoint)
         for line in self.record.ledger():
             # Started, but killed before the record had its handle.
             known = {e.name for e in self.endpoints()}
             if line["event"] == "create" and line["operation"] != "CreateModel" and line["name"] not in known:
-                process.sweep(line["name"])
+                executors.named(self._executor()[0]).sweep(line["name"])
 
     def _settle_job(self, job: dict[str, Any]) -> None:
         if job.get("handle"):
             handle = Handle(**job["handle"])
-            if process.alive(handle):
+            if executors.of(handle).alive(handle):
                 self.say("training was left running; stopping it, with time for its checkpoint")
-                process.stop(handle, contract.TRAIN_STOP_WAIT)
-        process.sweep(job["name"])
+                executors.of(handle).stop(handle, contract.TRAIN_STOP_WAIT)
+        executors.named(self._executor()[0]).sweep(job["name"])
         checkpoints = self.record.path / "job" / "checkpoints"
         if checkpoints.is_dir():
             self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")
@@ -165,12 +187,12 @@ class Local:
         for running in self.endpoints():
             if running.name == deployment.endpoint_name and running.status == "InService":
                 return running
-        known = dict(IMAGES)
+        executor, known = self._executor()
         if "placeholder" in str(deployment.create_model["PrimaryContainer"]["ModelDataSource"]):
             known["artifact_uri"] = self.artifact_uri()
         name = deployment.endpoint_name
         model = plans.resolve(deployment.create_model, known)
-        launchers = (djl.ensure(CACHE, self.say),)
+        launchers = (djl.ensure(CACHE, self.say),) if executor == "process" else ()
         self._send("CreateModel", name, model)
         self._send("CreateEndpointConfig", name, deployment.create_endpoint_config)
         self._send("CreateEndpoint", name, deployment.create_endpoint)
@@ -183,7 +205,7 @@ class Local:
         endpoint: Endpoint | None = None
         try:
             with shielded():
-                endpoint = hosting.create(name, model, self.store, folder, log, launchers, port)
+                endpoint = hosting.create(name, model, self.store, folder, log, launchers, port, executor)
                 self._save_endpoint(endpoint)
             hosting.wait_in_service(endpoint, window, on_tick)
             self._save_endpoint(endpoint)
@@ -191,7 +213,7 @@ class Local:
             if endpoint is not None:
                 self.delete(endpoint)
             else:
-                process.sweep(name)
+                executors.named(executor).sweep(name)
                 _delete_tree(folder)
             raise
         return endpoint

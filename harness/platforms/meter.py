@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
+
+from harness.executors import docker
 
 
 class Meter:
@@ -45,12 +47,15 @@ class Meter:
 
 
 def tree_rss_mb() -> float:
-    """Resident memory of this process and its descendants; pages that they share count once for each."""
-    me = psutil.Process()
+    """Resident memory of this process, its descendants and containers; pages that they share count once for each."""
     total = 0
-    for process in [me, *me.children(recursive=True)]:
+    for pid in (None, *docker.pids()):  # containers are the engine's descendants, not ours
         try:
-            total += process.memory_info().rss
+            top = psutil.Process(pid)
+            family = [top, *top.children(recursive=True)]
         except psutil.NoSuchProcess:
             continue
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
     return total / 1e6

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from harness import record as records
-from harness.executors import process
+from harness import executors, record as records
 from harness.executors.spec import Handle
 from harness.platforms.local import Local
 from harness.record import Record
@@ -42,11 +41,14 @@ def of(record: Record) -> RunStatus:
     training = job.get("status", "not started")
     if training == "InProgress":
         training = str(job["secondary_status"])
-        if job.get("handle") and not process.alive(Handle(**job["handle"])):
+        handle = Handle(**job["handle"]) if job.get("handle") else None
+        if handle is not None and not executors.of(handle).alive(handle):
             training = "Lost"
     endpoints = tuple(
         EndpointStatus(
-            e.name, e.status if process.alive(e.handle) else "Lost", f"http://127.0.0.1:{e.port}/invocations"
+            e.name,
+            e.status if executors.of(e.handle).alive(e.handle) else "Lost",
+            f"http://127.0.0.1:{e.port}/invocations",
         )
         for e in Local(record, lambda _: None).endpoints()
     )

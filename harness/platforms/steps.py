@@ -17,7 +17,6 @@ from harness.emulator.hosting import Endpoint
 from harness.errors import Interrupted, InvalidInput, MissingPrerequisite
 from harness.estimate import cpu
 from harness.evaluate import HeldOut, Score
-from harness.executors import process
 from harness.plan import Deployment, Plan
 from harness.platforms.local import Local
 from harness.platforms.meter import Meter
@@ -68,10 +67,13 @@ def resume(record: Record) -> Run:
 
 
 @contextmanager
-def working_on(run: Run, verb: str, reporter: Reporter) -> Iterator[Local]:
-    """Hold the run, settle what a crash has left, and say how to go on after an interruption."""
+def working_on(run: Run, verb: str, reporter: Reporter, executor: str = "") -> Iterator[Local]:
+    """Hold the run, settle what a crash has left, and say how to go on after an interruption.
+
+    `executor` is one of executors.NAMES, or what the run had, or `process`.
+    """
     with run.record.held(verb):
-        platform = Local(run.record, reporter.say)
+        platform = Local(run.record, reporter.say, executor)
         try:
             platform.settle()
             yield platform
@@ -96,8 +98,7 @@ def _where(record: Record) -> str:
 
 def train(run: Run, platform: Local, reporter: Reporter) -> None:
     """Upload what the job needs, then run it to its end; nothing is done that is done already."""
-    for role in ("train", "serve"):  # before anything takes time
-        process.check_environment(role)
+    platform.check(run.plan.stack)  # before anything takes time
     platform.upload(run.file, run.plan)
     _check_disk(run, platform)
     _say_estimate(platform, run.file, reporter)

@@ -1,0 +1,223 @@
+"""The images: their names and tags, how they are built, and what is in them. docker-bake.hcl owns the rest.
+
+A tag names stack and revision, so that it never has to mean two things: `sdk2.20-g1a2b3c4d5e6f` for the newest commit
+that changed a source of the images, `sdk2.20-c1a2b3c4d5e6f` (a hash of the sources) where the tree differs from it;
+`-cpu` in the middle for images on the stand-ins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import shell, stacks
+from harness.errors import MissingPrerequisite
+from harness.paths import CACHE, ROOT
+from harness.profile import LOCAL
+from harness.reporter import Reporter
+
+ROLES = ("train", "serve")
+# What an image is made of: its tag changes with these and with nothing else.
+SOURCES = ("containers", "train", "serve", "locks", "docker-bake.hcl", ".dockerignore")
+DEBIAN_IMAGE = "neuron-harness/debian:bookworm"
+NO_DOCKER = "install Docker Engine with buildx (docs/images.md); everything else works without: executor process"
+# Bytes free where the engine keeps its images. A DLC is 14 GB packed (its own build's baseline) and unpacks to more;
+# a stand-in is 1.5 GB, 5.5 GB with PyPI's torch for CUDA (docs/images.md); the builder keeps a copy of each.
+DISK_DLC, DISK_STAND_IN, DISK_STAND_IN_CUDA = 60_000_000_000, 8_000_000_000, 25_000_000_000
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an image: bytes unpacked, and the instruction that made it."""
+
+    bytes: int
+    made_by: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build: `registry` is the prefix of the names, as ACCOUNT.dkr.ecr.REGION.amazonaws.com."""
+
+    stack: str = stacks.DEFAULT
+    stand_in: bool = False
+    registry: str = LOCAL.image("").rstrip("/")
+    ca_bundle: Path | None = None
+    dlc_region: str = ""
+
+    @property
+    def targets(self) -> list[str]:
+        end = "-cpu" if self.stand_in else ""
+        return [f"{role}-{self.stack.replace('.', '-')}{end}" for role in ROLES]
+
+    def name(self, role: str) -> str:
+        """The image's name and tag."""
+        return f"{self.registry}/neuron-{role}:{tag(self.stack, self.stand_in)}"
+
+
+def tag(stack: str, stand_in: bool) -> str:
+    """What distinguishes this build of a stack."""
+    return f"{stack}{'-cpu' if stand_in else ''}-{revision()}"
+
+
+def revision() -> str:
+    """g<commit>, or c<hash of the sources> where they differ from it or there is no git."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        changed = shell.run(["git", "status", "--porcelain", "--", *SOURCES], cwd=ROOT, timeout=60)
+        if not changed.strip():
+            commit = shell.run(["git", "log", "-1", "--format=%H", "--", *SOURCES], cwd=ROOT, timeout=60).strip()
+            return f"g{commit[:12]}"
+    return f"c{content_hash(ROOT)[:12]}"
+
+
+def content_hash(root: Path) -> str:
+    """SHA-256 over the sources' names, modes and bytes."""
+    digest = hashlib.sha256()
+    for path in _files(root):
+        mode = "x" if os.access(path, os.X_OK) else "-"
+        digest.update(f"{path.relative_to(root).as_posix()}\0{mode}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for name in SOURCES:
+        path = root / name
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        yield from (p for p in found if p.is_file() and "__pycache__" not in p.parts)
+
+
+def on_this_machine(stack: str) -> dict[str, str]:
+    """The stand-in images of this revision, by the plan's placeholders. Raises MissingPrerequisite if one is not."""
+    build = Build(stack, stand_in=True)
+    for role in ROLES:
+        if not shell.run(["docker", "image", "ls", "--quiet", build.name(role)], timeout=60, hint=NO_DOCKER).strip():
+            raise MissingPrerequisite(
+                f"no image {build.name(role)}", "this revision is not built here", "run: harness build --stand-in"
+            )
+    return {f"{role}_image": build.name(role) for role in ROLES}
+
+
+def environment(build: Build, wheels: Path | None) -> dict[str, str]:
+    """docker-bake.hcl's variables, besides what the user's environment has (proxies are BuildKit's own)."""
+    env = dict(os.environ, REVISION=revision(), REGISTRY=f"{build.registry}/", BUILDX_NO_DEFAULT_ATTESTATIONS="1")
+    bundle = build.ca_bundle or next(
+        (Path(os.environ[k]) for k in ("PIP_CERT", "REQUESTS_CA_BUNDLE") if os.environ.get(k)), None
+    )
+    if bundle is not None:
+        env["CA_BUNDLE"] = str(bundle)
+    if wheels is not None:
+        env["WHEELS"] = str(wheels)
+    if build.dlc_region:
+        env["DLC_REGION"] = build.dlc_region
+    return env
+
+
+def command(build: Build, show_only: bool = False) -> list[str]:
+    """The buildx call. A proxy that the user's environment names is the build's, too."""
+    words = ["docker", "buildx", "bake", "--file", str(ROOT / "docker-bake.hcl")]
+    if show_only:
+        words.append("--print")
+    else:
+        for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+            if os.environ.get(name):
+                words += ["--set", f"*.args.{name}={os.environ[name]}"]
+        words += ["--load", "--progress", "plain"]
+    return words + build.targets
+
+
+def printed(build: Build) -> str:
+    """What would be built, as JSON."""
+    _check_engine()
+    return shell.run(command(build, show_only=True), cwd=ROOT, env=environment(build, None), timeout=120)
+
+
+def build(what: Build, reporter: Reporter, docker_config: Path | None = None) -> dict[str, list[Layer]]:
+    """Build both images; the layers of each, the base's first.
+
+    `docker_config` is a directory with credentials for the Deep Learning Containers' account.
+    """
+    from harness.bootstrap import find_torch_wheel
+
+    _check_engine()
+    wheels = None
+    if what.stand_in:
+        from harness.assets import djl
+
+        djl.ensure(CACHE, reporter.say)
+        ensure_root(reporter)
+        wheel = find_torch_wheel()
+        wheels = wheel.parent if wheel else None
+        _check_disk(DISK_STAND_IN if wheel else DISK_STAND_IN_CUDA)
+    else:
+        _check_disk(DISK_DLC)
+    env = environment(what, wheels)
+    if docker_config is not None:
+        env["DOCKER_CONFIG"] = str(docker_config)
+    hint = "" if what.stand_in else "docs/images.md says what access to the Deep Learning Containers takes"
+    shell.show(command(what), cwd=ROOT, env=env, hint=hint)
+    return {what.name(role): layers(what.name(role)) for role in ROLES}
+
+
+def _check_engine() -> None:
+    shell.run(["docker", "buildx", "version"], timeout=60, hint=NO_DOCKER)
+    shell.run(["docker", "version", "--format", "{{.Server.Version}}"], timeout=60, hint="start the Docker engine")
+
+
+def _check_disk(need: int) -> None:
+    folder = Path(shell.run(["docker", "info", "--format", "{{.DockerRootDir}}"], timeout=60).strip())
+    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < need:
+        what = f"{free / 1e9:.0f} GB of disk are free in {folder}, the build needs {need / 1e9:.0f} GB"
+        raise MissingPrerequisite(what, hint="free some: docker system df; docker builder prune")
+
+
+def ensure_root(reporter: Reporter) -> None:
+    """The stand-ins' root image: pulled by the engine where DEBIAN_IMAGE names another, else made by debootstrap."""
+    if os.environ.get("DEBIAN_IMAGE") or shell.run(["docker", "image", "ls", "-q", DEBIAN_IMAGE], timeout=60).strip():
+        return
+    tarball = CACHE / "images" / "debian-bookworm.tar"
+    if not tarball.is_file():
+        if os.getuid() != 0 or shutil.which("debootstrap") is None:
+            raise MissingPrerequisite(
+                "the stand-ins' Debian root is not there",
+                "it is made by debootstrap, as root",
+                "with access to a registry call: DEBIAN_IMAGE=debian:bookworm-slim harness build --stand-in",
+            )
+        reporter.say("making the stand-ins' Debian root (a minute)")
+        tarball.parent.mkdir(parents=True, exist_ok=True)
+        shell.run([ROOT / "containers" / "base" / "debian.sh", tarball], timeout=600)
+    shell.run(["docker", "import", "--change", 'CMD ["bash"]', tarball, DEBIAN_IMAGE], timeout=300)
+
+
+def layers(image: str) -> list[Layer]:
+    """What each instruction added, oldest first; those that added nothing are left out."""
+    text = shell.run(
+        ["docker", "history", "--no-trunc", "--human=false", "--format", "{{json .}}", image], timeout=60
+    )
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [Layer(int(r["Size"]), r["CreatedBy"].split(" # buildkit")[0]) for r in reversed(rows) if int(r["Size"])]
+
+
+def ours(found: list[Layer]) -> list[Layer]:
+    """The layers on top of the base: those that put something below /opt/program, and what lies between."""
+    first = next((i for i, layer in enumerate(found) if "/opt/program" in layer.made_by), len(found))
+    return found[first:]
+
+
+def stacks_of(targets: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """harness/stacks.json's content, from the targets that `bake --print` shows."""
+    found: dict[str, dict[str, Any]] = {}
+    for target in targets.values():
+        labels = target.get("labels", {})
+        if "neuron-harness.stack" not in labels or "neuron-harness.stand-in" in labels:
+            continue
+        role = labels["neuron-harness.role"]
+        stack = found.setdefault(labels["neuron-harness.stack"], {})
+        stack[f"{role}_base"] = labels["org.opencontainers.image.base.name"]
+        stack[f"{role}_pins"] = dict(pin.split("==") for pin in labels["neuron-harness.pins"].split())
+    return found

@@ -1,0 +1,224 @@
+"""ECR: fresh credentials, repositories that are as they should be, a push that is verified by digest and recorded.
+
+Credentials live in a docker configuration of their own for as long as they are used: no login is left behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness import aws, shell
+from harness.errors import InvalidInput, MissingPrerequisite
+from harness.images import NO_DOCKER, Build
+from harness.paths import runs_dir
+from harness.reporter import Reporter
+
+DLC_ACCOUNT = "763104351884"
+# Tagged images are what jobs refer to by digest: only what nothing can refer to by name goes, after two weeks.
+LIFECYCLE = {
+    "rules": [
+        {
+            "rulePriority": 1,
+            "description": "neuron-harness: untagged images after 14 days",
+            "selection": {
+                "tagStatus": "untagged",
+                "countType": "sinceImagePushed",
+                "countUnit": "days",
+                "countNumber": 14,
+            },
+            "action": {"type": "expire"},
+        }
+    ]
+}
+# A single image; an index is refused by SageMaker.
+MANIFESTS = ("application/vnd.docker.distribution.manifest.v2+json", "application/vnd.oci.image.manifest.v1+json")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """An image in a registry, as its record says."""
+
+    stack: str
+    role: str
+    region: str
+    name: str
+    digest: str
+    time: str
+
+    @property
+    def uri(self) -> str:
+        """What a request names: repository and digest."""
+        return f"{self.name.rpartition(':')[0]}@{self.digest}"
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@contextmanager
+def credentials(client: Any, registry_id: str = "") -> Iterator[tuple[str, Path]]:
+    """(registry host, docker configuration directory with a fresh token for it); the directory is deleted after."""
+    more = {"registryIds": [registry_id]} if registry_id else {}
+    data = aws.call(client, "get_authorization_token", **more)["authorizationData"][0]
+    host = data["proxyEndpoint"].partition("://")[2]
+    users = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    with tempfile.TemporaryDirectory(prefix="nh-docker-") as folder:  # mode 700
+        config: dict[str, Any] = {}
+        if (users / "config.json").is_file():
+            config = json.loads((users / "config.json").read_text(encoding="utf-8"))
+        config.pop("credsStore", None)  # a store would be asked instead of what is written here
+        config.setdefault("auths", {})[host] = {"auth": data["authorizationToken"]}
+        target = Path(folder) / "config.json"
+        target.touch(mode=0o600)
+        target.write_text(json.dumps(config), encoding="utf-8")
+        for name in ("cli-plugins", "contexts", "buildx"):
+            if (users / name).is_dir():
+                (Path(folder) / name).symlink_to(users / name)
+        yield host, Path(folder)
+
+
+@contextmanager
+def dlc_credentials(region: str) -> Iterator[Path]:
+    """A docker configuration that may pull the Deep Learning Containers."""
+    with credentials(aws.client("ecr", region), DLC_ACCOUNT) as (_, folder):
+        yield folder
+
+
+def ensure_repository(client: Any, name: str, say: Any) -> None:
+    """The repository, made with scanning, immutable tags and a lifecycle where it is not there."""
+    try:
+        found = aws.call(client, "describe_repositories", repositoryNames=[name])["repositories"][0]
+    except aws.NoSuch:
+        say(f"creating repository {name}: scan on push, immutable tags, untagged images expire after 14 days")
+        aws.call(
+            client,
+            "create_repository",
+            repositoryName=name,
+            imageTagMutability="IMMUTABLE",
+            imageScanningConfiguration={"scanOnPush": True},
+            tags=[{"Key": "neuron-harness", "Value": "images"}],
+        )
+        aws.call(client, "put_lifecycle_policy", repositoryName=name, lifecyclePolicyText=json.dumps(LIFECYCLE))
+        return
+    if found.get("imageTagMutability") != "IMMUTABLE":
+        say(f"repository {name} has mutable tags: what a tag names may change; requests go by digest")
+
+
+def in_registry(client: Any, repository: str, tag: str) -> tuple[str, str]:
+    """(manifest's digest, image configuration's digest) of a tag; two empty strings where it is not there."""
+    answer = aws.call(
+        client,
+        "batch_get_image",
+        repositoryName=repository,
+        imageIds=[{"imageTag": tag}],
+        acceptedMediaTypes=list(MANIFESTS),
+    )
+    if not answer.get("images"):
+        return "", ""
+    image = answer["images"][0]
+    manifest = json.loads(image["imageManifest"])
+    if "config" not in manifest:
+        raise InvalidInput(
+            f"{repository}:{tag} is an image index in the registry", "SageMaker refuses one", "push under another tag"
+        )
+    return image["imageId"]["imageDigest"], manifest["config"]["digest"]
+
+
+def push(build: Build, role: str, region: str, reporter: Reporter) -> Pushed:
+    """Push one image to `region` and record it. Repeated after an interruption it goes on: layers are sent once."""
+    local = build.name(role)
+    image_id = _image_id(local)
+    tag = local.rpartition(":")[2]
+    repository = f"neuron-{role}"
+    client = aws.client("ecr", region)
+    ensure_repository(client, repository, reporter.say)
+    with credentials(client) as (host, folder):
+        remote = f"{host}/{repository}:{tag}"
+        digest, config = in_registry(client, repository, tag)
+        if digest and config != image_id:
+            raise InvalidInput(
+                f"{remote} is there already and is another image",
+                "tags are immutable; the same sources were built twice, with different bases or on different days",
+                f"use the one that is there ({digest}), or commit a change and build again",
+            )
+        if digest:
+            reporter.say(f"{remote} is there already")
+        else:
+            _say_size(local, role, reporter)
+            shell.run(["docker", "tag", local, remote], timeout=60)
+            try:
+                shell.show(
+                    ["docker", "--config", folder, "push", remote],
+                    hint="call again to go on: layers that have arrived are not sent again",
+                )
+            finally:
+                if remote != local:
+                    shell.run(["docker", "image", "rm", "--no-prune", remote], timeout=60)
+            digest, config = in_registry(client, repository, tag)
+            if config != image_id:
+                raise MissingPrerequisite(
+                    f"{remote} does not hold what was pushed", f"configuration {config or 'missing'}, here {image_id}"
+                )
+    made = Pushed(build.stack, role, region, remote, digest, datetime.now(UTC).isoformat(timespec="seconds"))
+    _record(made)
+    return made
+
+
+def _image_id(name: str) -> str:
+    listed = shell.run(["docker", "image", "ls", "--no-trunc", "--quiet", name], timeout=60, hint=NO_DOCKER).split()
+    if not listed:
+        more = " --stand-in" if "-cpu-" in name else ""
+        raise MissingPrerequisite(f"no image {name}", "this revision is not built here", f"run: harness build{more}")
+    return listed[0]
+
+
+def _say_size(image: str, role: str, reporter: Reporter) -> None:
+    size = int(shell.run(["docker", "image", "inspect", "--format", "{{.Size}}", image], timeout=60))
+    # Packed layers are 30 to 60 % of this; how much of it is in the registry already, only the push finds out.
+    reporter.say(f"pushing the {role} image: {size / 1e9:.1f} GB unpacked; a first push sends about half of it")
+
+
+def record_file() -> Path:
+    return runs_dir() / "images.json"
+
+
+def pushed() -> list[Pushed]:
+    """Every push from here, newest last."""
+    try:
+        return [Pushed(**row) for row in json.loads(record_file().read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+
+
+def _record(made: Pushed) -> None:
+    rows = [p for p in pushed() if (p.name, p.region) != (made.name, made.region)]
+    path = record_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(".images.json.partial")
+    partial.write_text(json.dumps([p.to_json() for p in [*rows, made]], indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def local_images() -> list[dict[str, str]]:
+    """Our images in the local engine; empty where there is none."""
+    if shutil.which("docker") is None:
+        return []
+    words = ["--filter", "label=neuron-harness.stack", "--no-trunc", "--format", "{{json .}}"]
+    text = shell.run(["docker", "image", "ls", *words], timeout=60, hint="start the Docker engine")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [{"name": f"{r['Repository']}:{r['Tag']}", "id": r["ID"], "size": r["Size"]} for r in rows]
+
+
+def decoded(token: str) -> tuple[str, str]:
+    """User and password of an authorization token."""
+    user, _, password = base64.b64decode(token).decode().partition(":")
+    return user, password

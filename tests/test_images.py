@@ -1,0 +1,132 @@
+"""Images without an engine: names and tags, what the containers are started with, what a build is called with."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from containers import pins
+from harness import executors, images, stacks
+from harness.errors import InvalidInput, MissingPrerequisite
+from harness.executors import docker
+from harness.executors.spec import ContainerSpec, Handle
+from harness.images import Build, Layer
+
+
+def spec(**more: object) -> ContainerSpec:
+    given: dict[str, object] = {"role": "train", "command": "train", "network": False, **more}
+    return ContainerSpec(name="n", base=Path("/b"), log=Path("/l"), image="i:t", **given)  # type: ignore[arg-type]
+
+
+def pairs(words: list[str]) -> set[tuple[str, str]]:
+    return set(pairwise(words))
+
+
+def test_a_serving_container_has_a_read_only_model_and_listens_on_loopback_only() -> None:
+    words = docker.arguments(spec(role="serve", command="serve", port=1234))
+    assert ("--publish", "127.0.0.1:1234:8080") in pairs(words)
+    assert ("--volume", "/b/model:/opt/ml/model:ro") in pairs(words)
+    assert [w for w in words if w.startswith("/b")] == ["/b/model:/opt/ml/model:ro"]
+    assert words[-2:] == ["i:t", "serve"]
+
+
+def test_a_training_container_without_network_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    words = docker.arguments(spec(environment={"A": "b c"}))
+    assert ("--network", "none") in pairs(words)
+    assert ("--env", "A=b c") in pairs(words)
+    assert "secret" not in " ".join(words)
+    assert "HF_TOKEN=secret" in docker.arguments(spec(network=True))
+
+
+def test_hosts_of_a_job_share_a_network_under_their_names() -> None:
+    first, second = (docker.arguments(spec(job="j", host=f"algo-{i}")) for i in (1, 2))
+    network = docker.network_name("j")
+    for words, host in ((first, "algo-1"), (second, "algo-2")):
+        assert {("--network", network), ("--network-alias", host), ("--hostname", host)} <= pairs(words)
+    assert docker.network_name("j") != docker.network_name("k")
+
+
+def test_a_container_has_a_memory_limit_and_no_swap() -> None:
+    words = docker.arguments(spec())
+    limit = words[words.index("--memory") + 1]
+    assert int(limit) > 0
+    assert words[words.index("--memory-swap") + 1] == limit
+
+
+def test_without_docker_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingPrerequisite) as caught:
+        docker.check_environment("train")
+    assert "install Docker Engine" in caught.value.problems[0].hint
+    assert docker.sweep("n") == 0
+    assert not docker.alive(Handle("n", 1, 0.0, "", "docker", "x"))
+
+
+def test_an_executor_that_is_not_there_is_refused_with_what_is() -> None:
+    executors.check_name("")
+    executors.check_name("docker")
+    with pytest.raises(InvalidInput) as caught:
+        executors.check_name("dokcer")
+    assert 'did you mean "docker"?' in caught.value.problems[0].hint
+
+
+def test_a_tag_names_stack_kind_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "revision", lambda: "g0123")
+    assert Build("sdk2.20", registry="r").name("train") == "r/neuron-train:sdk2.20-g0123"
+    assert Build("sdk2.20", stand_in=True, registry="r").name("serve") == "r/neuron-serve:sdk2.20-cpu-g0123"
+    assert Build("sdk2.20", stand_in=True).targets == ["train-sdk2-20-cpu", "serve-sdk2-20-cpu"]
+
+
+def test_the_content_hash_follows_names_bytes_and_modes(root: Path, tmp_path: Path) -> None:
+    for name in images.SOURCES:
+        path = root / name
+        copy = shutil.copytree if path.is_dir() else shutil.copy2
+        copy(path, tmp_path / name)
+    before = images.content_hash(tmp_path)
+    assert before == images.content_hash(tmp_path)
+    (tmp_path / "train" / "__pycache__").mkdir(exist_ok=True)
+    (tmp_path / "train" / "__pycache__" / "x.pyc").write_text("x")
+    assert images.content_hash(tmp_path) == before
+    seen = {before}
+    trainer = tmp_path / "train" / "run_clm.py"
+    trainer.write_text(trainer.read_text() + "# a line\n")
+    seen.add(images.content_hash(tmp_path))
+    (tmp_path / "containers" / "base" / "debian.sh").chmod(0o644)
+    seen.add(images.content_hash(tmp_path))
+    (tmp_path / "serve" / "new.py").touch()
+    seen.add(images.content_hash(tmp_path))
+    assert len(seen) == 4
+
+
+def test_what_is_ours_begins_with_our_first_copy() -> None:
+    base, mine, pins_layer = (
+        Layer(5, "RUN base"),
+        Layer(2, "COPY containers/*.py /opt/program/x"),
+        Layer(1, "RUN pins"),
+    )
+    assert images.ours([base, mine, pins_layer]) == [mine, pins_layer]
+    assert images.ours([base]) == []
+
+
+def test_pins_are_compared_with_what_is_installed() -> None:
+    from importlib.metadata import version
+
+    assert pins.differences([f"pytest=={version('pytest')}"]) == []
+    assert pins.differences(["pytest==0.1", "no-such-thing==1"]) == [
+        f"pytest is {version('pytest')}, the stack says 0.1",
+        "no-such-thing 1 is not installed",
+    ]
+
+
+def test_stacks_name_images_that_the_bake_file_has(root: Path) -> None:
+    """The whole comparison, by `bake --print`, is in tests/images; this one needs no Docker."""
+    text = (root / "docker-bake.hcl").read_text(encoding="utf-8")
+    for stack in stacks.all_stacks().values():
+        for base in (stack.train_base, stack.serve_base):
+            assert f'"{base}"' in text
+        for name, wanted in {**stack.train_pins, **stack.serve_pins}.items():
+            assert f"{name}=={wanted}" in text

@@ -6,11 +6,12 @@ Imports are inside the verbs, so that `harness --help` loads neither pydantic no
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
 from harness import interrupts
-from harness.cli import endpoints, output, runs
+from harness.cli import account, endpoints, ends, output, runs
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -21,7 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke, runs.ps, runs.logs, runs.down):
+VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
+VERBS += (runs.ps, ends.logs, ends.down)
+VERBS += (account.init, account.sweep)
+for verb in VERBS:
     app.command()(verb)
 
 

@@ -1,4 +1,4 @@
-"""Platform `local`: the plan's requests carried out on this machine, in this process, on executor `process`."""
+"""The plan's requests carried out by direct call in this process, on executor `process`: what runs without a flag."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from containers import contract
 from containers.artifact import MANIFEST
-from harness import assets, plan as plans
-from harness.assets import datasets, djl, models
+from harness import plan as plans
+from harness.assets import djl
 from harness.emulator import hosting, invocations
 from harness.emulator.hosting import Endpoint
 from harness.emulator.state import ObjectStore
 from harness.emulator.training import OnStatus, TrainingRunner
-from harness.errors import HarnessError, JobFailed, NotFound
+from harness.errors import HarnessError, JobFailed, MissingPrerequisite, NotFound
 from harness.executors import process
 from harness.executors.spec import Handle
 from harness.interrupts import shielded
 from harness.paths import CACHE, runs_dir
 from harness.plan import Deployment, Plan
+from harness.platforms import sources
 from harness.profile import LOCAL
 from harness.record import Record
 from harness.runfile import RunFile
@@ -31,39 +32,50 @@ IMAGES = {
     "train_image": f"{LOCAL.image('neuron-train')}:process",
     "serve_image": f"{LOCAL.image('neuron-serve')}:process",
 }
+NEVER = "9999-12-31T00:00:00Z"  # an endpoint here costs nothing, so none expires
 
 
-class Local:
+class Direct:
     """The local SageMaker's functions over one record."""
+
+    here = True
 
     def __init__(self, record: Record, say: Say) -> None:
         self.record, self.say = record, say
         self.store = ObjectStore(runs_dir() / "s3")
 
+    def check(self, run: RunFile, plan: Plan) -> None:
+        """The environments are whole."""
+        for role in ("train", "serve"):
+            process.check_environment(role)
+
     def upload(self, run: RunFile, plan: Plan) -> None:
         """Assets and data where the plan's channels and model data point to."""
-        if run.model.id in assets.MODELS:
-            folder = models.directory(assets.MODELS[run.model.id], CACHE, self.say)
+        folder = sources.model_folder(run, self.say)
+        if folder is not None:
             self.store.put_tree(folder, plans.model_prefix(run, LOCAL, plan.run_id))
-        elif run.model.is_directory:
-            self.store.put_tree(Path(run.model.id), plans.model_prefix(run, LOCAL, plan.run_id))
         for channel, path in self.channels(run).items():
             if channel != "test":
                 prefix = f"s3://{LOCAL.bucket}/runs/{plan.run_id}/channels/{channel}"
                 self.store.put_file(path, f"{prefix}/{path.name}")
+        self._check_disk(plans.model_prefix(run, LOCAL, plan.run_id))
+
+    def _check_disk(self, prefix: str) -> None:
+        """Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), artifact and archive."""
+        model = sum(path.stat().st_size for _, path in self.store.files(prefix))
+        need, free = 14 * model + 200_000_000, shutil.disk_usage(self.record.path).free
+        if free < need:
+            what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
+            hint = "free some, or set HARNESS_RUNS_DIR"
+            raise MissingPrerequisite(what, "checkpoints, artifact and its archive", hint)
 
     def channels(self, run: RunFile) -> dict[str, Path]:
-        """The data files by channel, made if they are not there; `test` stays with the harness."""
-        folder = self.record.path / "channels"
-        if run.data.id in assets.DATA_SETS:
-            made = {name: folder / name / f"{name}.jsonl" for name in datasets.CHANNELS}
-            if all(path.exists() for path in made.values()):
-                return made
-            assert run.data.examples and run.data.prompt and run.data.labels  # the plan has checked
-            rows = datasets.examples(assets.DATA_SETS[run.data.id], CACHE, self.say)
-            split = datasets.split(rows, run.data.examples.model_dump(), run.data.seed)
-            return datasets.write_channels(split, run.data.prompt, run.data.labels, folder)
-        return {k: Path(v) for k in datasets.CHANNELS if (v := getattr(run.data, k)) is not None}
+        """The data files by channel; `test` stays with the harness."""
+        return sources.channels(run, self.record, self.say)
+
+    def outputs(self) -> Path:
+        """What the job left in /opt/ml/output/data."""
+        return self.record.path / "job" / "output" / "data"
 
     def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
         """CreateTrainingJob to its end, or on from where it was interrupted; the artifact's URI.
@@ -129,6 +141,19 @@ class Local:
             self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")
         self._save_job({**job, "status": "Stopped", "secondary_status": "Interrupted", "handle": None})
 
+    def where(self) -> tuple[str, str]:
+        """Where things stand, in a few words; the usual way goes on."""
+        return f"interrupted; {self._where()}", ""
+
+    def _where(self) -> str:
+        status = (self.record.read_json("job.json") or {}).get("status")
+        if status == "Completed":
+            return "the model is trained"
+        if (self.record.path / "job" / "model" / MANIFEST).is_file():
+            return "the model is trained and not packed yet"
+        steps = [int(p.name.split("-")[1]) for p in (self.record.path / "job" / "checkpoints").glob("checkpoint-*")]
+        return f"training stands at step {max(steps)}, saved" if steps else "training has no checkpoint yet"
+
     def artifact_uri(self) -> str:
         """Where the finished artifact is. Raises NotFound where training has not completed."""
         job = self.record.read_json("job.json") or {}
@@ -136,12 +161,18 @@ class Local:
             raise NotFound(f"run {self.record.id} has no artifact", f"training: {job.get('status', 'not started')}")
         return str(job["model_artifacts"])
 
-    def deploy(self, deployment: Deployment, on_tick: Callable[[], None], port: int | None = None) -> Endpoint:
+    def deploy(
+        self,
+        deployment: Deployment,
+        on_tick: Callable[[], None],
+        port: int | None = None,
+        ttl: float | None = None,
+    ) -> Endpoint:
         """CreateModel, CreateEndpointConfig, CreateEndpoint, then wait until InService; one that is, is kept."""
         for running in self.endpoints():
             if running.name == deployment.endpoint_name and running.status == "InService":
                 return running
-        known = dict(IMAGES)
+        known = {**IMAGES, "expires": NEVER}
         if "placeholder" in str(deployment.create_model["PrimaryContainer"]["ModelDataSource"]):
             known["artifact_uri"] = self.artifact_uri()
         name = deployment.endpoint_name
@@ -149,7 +180,7 @@ class Local:
         launchers = (djl.ensure(CACHE, self.say),)
         self._send("CreateModel", name, model)
         self._send("CreateEndpointConfig", name, deployment.create_endpoint_config)
-        self._send("CreateEndpoint", name, deployment.create_endpoint)
+        self._send("CreateEndpoint", name, plans.resolve(deployment.create_endpoint, known))
         folder = self.record.path / "endpoints" / name
         _delete_tree(folder)
         log = self.record.path / "logs" / f"{name}.log"
@@ -181,6 +212,14 @@ class Local:
             endpoint = hosting.endpoint_from_json(self.record.read_json(f"endpoints/{path.name}"))
             if endpoint.status != "Deleted":
                 yield endpoint
+
+    def expires(self, endpoint: Endpoint) -> str:
+        """Never: it costs nothing."""
+        return ""
+
+    def address(self, endpoint: Endpoint) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{endpoint.port}"
 
     def invoke(self, endpoint: Endpoint, body: dict[str, Any]) -> bytes:
         """InvokeEndpoint."""

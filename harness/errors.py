@@ -7,6 +7,7 @@
     ├── EndpointFailed        6  an endpoint did not become InService, or an invocation failed
     ├── Busy                  7  another command holds the run, or a port is taken
     ├── NotFound              8  no such run, endpoint or file
+    ├── NotStarted            9  a container could not be started, or the local SageMaker
     └── Interrupted         130  Ctrl-C or TERM (128 + signal number)
 
 Exit code 1 is left to bugs, 2 to the command line's own parser.
@@ -76,6 +77,10 @@ class Busy(HarnessError):
 
 class NotFound(HarnessError):
     exit_code = 8
+
+
+class NotStarted(HarnessError):
+    exit_code = 9
 
 
 class Interrupted(HarnessError):

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from harness import interrupts
-from harness.cli import endpoints, output, runs
+from harness.cli import endpoints, local, output, runs
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for verb in (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke, runs.ps, runs.logs, runs.down):
     app.command()(verb)
+app.add_typer(local.app, name="local")
 
 
 def main() -> None:

@@ -215,3 +215,9 @@ def _check_length(n: float, shape: Any, where: str, unit: str) -> Iterator[str]:
         yield (f"{where} has {n} {unit}; at least {low} are needed" if unit else f"{where} is {n}; at least {low}")
     if high is not None and n > high:
         yield f"{where} has {n} {unit}; at most {high} fit" if unit else f"{where} is {n}; at most {high}"
+
+
+def output_problems(service: str, operation: str, response: Mapping[str, Any]) -> list[str]:
+    """Every way in which `response` does not fit `operation`'s output shape; times are seconds since the epoch."""
+    shape = service_model(service).operation_model(operation).output_shape
+    return list(_check(response, shape, "")) if shape is not None else []

@@ -7,6 +7,7 @@
     ├── EndpointFailed        6  an endpoint did not become InService, or an invocation failed
     ├── Busy                  7  another command holds the run, or a port is taken
     ├── NotFound              8  no such run, endpoint or file
+    ├── NotStarted            9  a container could not be started, or the local SageMaker
     ├── Refused              10  AWS refuses: credentials, permissions, a quota, a request; or it cannot be reached
     └── Interrupted         130  Ctrl-C or TERM (128 + signal number)
 
@@ -77,6 +78,10 @@ class Busy(HarnessError):
 
 class NotFound(HarnessError):
     exit_code = 8
+
+
+class NotStarted(HarnessError):
+    exit_code = 9
 
 
 class Refused(HarnessError):

@@ -41,3 +41,21 @@ def run(
         why = "; ".join(line.strip() for line in tail if line.strip())[-800:]
         raise MissingPrerequisite(f"exit code {done.returncode}: {printed}", why, hint)
     return done.stdout
+
+
+def detach(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a server that outlives this process: in a session of its own, its output added to `log`."""
+    with log.open("ab") as handle:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=True,
+        )
+    _detached.append(child)
+    return child
+
+
+_detached: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is dropped complains about a living child

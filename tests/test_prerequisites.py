@@ -50,7 +50,11 @@ def test_a_small_disk_is_told_before_training(tmp_path: Path, monkeypatch: pytes
 def test_a_disk_that_fills_while_packing_fails_the_job_and_keeps_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = {"TrainingJobName": "j", "OutputDataConfig": {"S3OutputPath": "s3://b/o"}}
+    request = {
+        "TrainingJobName": "j",
+        "OutputDataConfig": {"S3OutputPath": "s3://b/o"},
+        "ResourceConfig": {"InstanceCount": 1},
+    }
     store = ObjectStore(tmp_path / "s3")
     runner = TrainingRunner(request, store, tmp_path / "job", tmp_path / "log", lambda *_: None, lambda _: None)
     for folder in (runner.paths.model, runner.paths.output_data):

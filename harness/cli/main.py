@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from harness import interrupts
-from harness.cli import account, endpoints, ends, output, runs
+from harness.cli import account, endpoints, ends, local, output, runs
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ VERBS += (runs.ps, ends.logs, ends.down)
 VERBS += (account.init, account.sweep)
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(local.app, name="local")
 
 
 def main() -> None:

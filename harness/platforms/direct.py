@@ -12,7 +12,7 @@ from containers.artifact import MANIFEST
 from harness import plan as plans
 from harness.assets import djl
 from harness.emulator import hosting, invocations
-from harness.emulator.hosting import Endpoint
+from harness.emulator.hosting import Endpoint, Placement
 from harness.emulator.state import ObjectStore
 from harness.emulator.training import OnStatus, TrainingRunner
 from harness.errors import HarnessError, JobFailed, MissingPrerequisite, NotFound
@@ -118,7 +118,7 @@ class Direct:
             self._settle_job(job)
         for folder in (self.record.path, self.store.path(f"s3://{LOCAL.bucket}/runs/{self.record.id}")):
             for path in list(folder.rglob(".*.partial")):
-                _delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                hosting.delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for endpoint in list(self.endpoints()):
             if endpoint.status != "InService" or not process.alive(endpoint.handle):
                 self.say(f"endpoint {endpoint.name} was left unfinished or has ended; deleting it")
@@ -182,7 +182,7 @@ class Direct:
         self._send("CreateEndpointConfig", name, deployment.create_endpoint_config)
         self._send("CreateEndpoint", name, plans.resolve(deployment.create_endpoint, known))
         folder = self.record.path / "endpoints" / name
-        _delete_tree(folder)
+        hosting.delete_tree(folder)
         log = self.record.path / "logs" / f"{name}.log"
         window = deployment.create_endpoint_config["ProductionVariants"][0][
             "ContainerStartupHealthCheckTimeoutInSeconds"
@@ -190,7 +190,7 @@ class Direct:
         endpoint: Endpoint | None = None
         try:
             with shielded():
-                endpoint = hosting.create(name, model, self.store, folder, log, launchers, port)
+                endpoint = hosting.create(name, model, self.store, folder, log, Placement(launchers, port))
                 self._save_endpoint(endpoint)
             hosting.wait_in_service(endpoint, window, on_tick)
             self._save_endpoint(endpoint)
@@ -199,7 +199,7 @@ class Direct:
                 self.delete(endpoint)
             else:
                 process.sweep(name)
-                _delete_tree(folder)
+                hosting.delete_tree(folder)
             raise
         return endpoint
 
@@ -233,7 +233,7 @@ class Direct:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel: no process, port or model copy is left."""
         with shielded():
             hosting.delete(endpoint)
-            _delete_tree(self.record.path / "endpoints" / endpoint.name)
+            hosting.delete_tree(self.record.path / "endpoints" / endpoint.name)
             self._save_endpoint(endpoint)
             self.record.note("deleted", kind="endpoint", name=endpoint.name)
 
@@ -250,13 +250,3 @@ class Direct:
         """Intent before the act: the resolved request and a ledger line, then the call."""
         self.record.write_json(f"requests/{operation}-{name}.json", request)
         self.record.note("create", operation=operation, name=name)
-
-
-def _delete_tree(folder: Path) -> None:
-    """Also a read-only one."""
-    if not folder.exists():
-        return
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)

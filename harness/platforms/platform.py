@@ -1,4 +1,4 @@
-"""What the steps of a run need of a platform. `direct`, `local`, `sagemaker` and `ec2` have this shape."""
+"""What the steps of a run need of a platform. `direct`, `local` and `sagemaker` have this shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from harness.plan import Deployment, Plan
 from harness.runfile import RunFile
 
-NAMES = ("local", "ec2", "sagemaker")
+NAMES = ("local", "sagemaker")
 OnStatus = Callable[[str, str], None]
 
 

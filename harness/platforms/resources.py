@@ -150,9 +150,10 @@ def tags_of(aws: Aws, arn: str, region: str) -> dict[str, str]:
 
 
 def named(aws: Aws, kind: str, part: str, region: str) -> list[str]:
-    """The names of that kind which contain `part`."""
+    """The names of that kind which contain `part`; all where it is empty."""
     how = KINDS[kind]
-    summaries = aws.pages("sagemaker", f"list_{how.noun}s", how.summaries, region, NameContains=part)
+    only = {"NameContains": part} if part else {}
+    summaries = aws.pages("sagemaker", f"list_{how.noun}s", how.summaries, region, **only)
     return [summary[how.name] for summary in summaries]
 
 

@@ -50,7 +50,7 @@ def of(record: Record) -> RunStatus:
     job = record.read_json("job.json") or {}
     target, note = targets.of(record), ""
     endpoints: tuple[EndpointStatus, ...] = ()
-    if target.platform in ("direct", "ec2"):
+    if target.platform == "direct":
         training, endpoints = _training_here(job), tuple(_endpoints_here(record))
     else:
         training = _word(job)

@@ -45,7 +45,7 @@ class Profile:
     """After how long `harness down --expired` takes an endpoint down: a working day."""
     tags: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Variable -> ARN of a secret. A training container is told the ARN as <VARIABLE>_SECRET_ARN, never the secret."""
+    """Variable -> ARN of a secret. A training container is told the ARN, as <VARIABLE>_SECRET_ARN."""
     endpoint_url: str = ""
     """A local SageMaker; never from a file."""
 

@@ -1,4 +1,4 @@
-"""Platform `local`: the local SageMaker that a command talks to, started if none is up, ended when nothing is left."""
+"""Platform `local`: the local SageMaker that a command talks to; started if none is up, ended when idle."""
 
 from __future__ import annotations
 

@@ -90,7 +90,14 @@ class SageMaker:
         return self.jobs.outputs()
 
     def settle(self) -> None:
-        """Nothing: every step asks SageMaker what there is, and what runs there runs on without us."""
+        """Delete configurations and models whose endpoint is not there: a killed command was making or deleting it.
+
+        What runs, runs on without us; every step asks SageMaker what there is.
+        """
+        kept = {endpoint.name for endpoint in self.endpoints()}
+        for name, region in {(m.name, m.region) for m in self.resources.made() if m.kind in DELETION}:
+            if name not in kept:
+                self.hosting.remove(name, region)
 
     def where(self) -> tuple[str, str]:
         """A job that runs goes on, and is paid for; this says how to follow it again and how to stop it."""

@@ -173,8 +173,17 @@ def measure(run: Run, platform: Platform, meter: Meter, reporter: Reporter, keep
                 if not stays:
                     with meter.phase(f"delete_{which}"):
                         platform.delete(endpoint)
+        else:
+            _delete_left(platform, deployment)
         scores[which] = evaluate.score(rows, labels, answers)
     return _result(run.record, rows, scores)
+
+
+def _delete_left(platform: Platform, deployment: Deployment) -> None:
+    """The endpoint of a model that is measured already: a run was killed before it could delete it."""
+    for endpoint in list(platform.endpoints()):
+        if endpoint.name == deployment.endpoint_name:
+            platform.delete(endpoint)
 
 
 def _ask_all(platform: Platform, endpoint: Any, rows: list[HeldOut], which: str, reporter: Reporter) -> list[str]:

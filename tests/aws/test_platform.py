@@ -195,6 +195,18 @@ def test_what_carries_no_tag_of_ours_is_not_touched(run: SageMaker, requests: Re
     assert ending.sweep_list(run.aws, run.record.id, ["us-west-2"]) == []
 
 
+def test_parts_of_an_endpoint_that_a_killed_command_left_are_settled(run: SageMaker, requests: Requests) -> None:
+    endpoint = run.deploy(deployment(run, requests), lambda: None)
+    run.settle()
+    assert [e.status for e in run.endpoints()] == ["InService"], "what is whole stays"
+    requests.sm.delete_endpoint(EndpointName=endpoint.name)  # killed behind this call
+    requests.sm.get_waiter("endpoint_deleted").wait(EndpointName=endpoint.name, WaiterConfig={"Delay": 1})
+    run.settle()
+    for kind in resources.DELETION:
+        assert resources.named(run.aws, kind, run.record.id, "us-west-2") == []
+    assert run.resources.made() == []
+
+
 def test_a_create_whose_end_was_not_noted_is_found_by_down(run: SageMaker, requests: Requests) -> None:
     """Killed between the call and the ledger's second line, and once more after a deletion that came too early."""
     wanted = deployment(run, requests)

@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export EXECUTOR
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: test-aws test-chaos help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,14 @@ test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, en
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness
 	@$(PY) -m pytest
+
+test-aws: ## accounts, uploads, permissions, and platform sagemaker against the local SageMaker
+	@$(SETUP) harness train serve djl
+	@$(PY) -m pytest -m "not docker and not neuron" tests/aws tests/emulator
+
+test-chaos: ## the harness killed between every two steps of `run --platform local`; half an hour
+	@$(SETUP) harness train serve djl
+	@$(PY) -m tests.chaos.kill_steps
 
 kill-matrix: ## 39 interruptions (verb x moment x signal): each ends clean and goes on; 20 minutes
 	@$(SETUP) harness train serve djl

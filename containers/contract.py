@@ -24,6 +24,7 @@ DEVICE_ENV = "NEURON_HARNESS_DEVICE"
 # Set by SageMaker for multi-container endpoints [infer]; the executors use it to serve on a free port.
 PORT_ENV = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
+DEFAULT_CHECKPOINTS = "/opt/ml/checkpoints"  # CheckpointConfig.LocalPath [api]
 
 # Limits [api]. Lengths are in characters.
 MAX_HYPERPARAMETERS, MAX_HYPERPARAMETER_KEY, MAX_HYPERPARAMETER_VALUE = 100, 256, 2500
@@ -37,7 +38,8 @@ TRAIN_STOP_WAIT = 120  # StopTrainingJob: SIGTERM, then SIGKILL [train]
 SERVE_STOP_WAIT = 30  # scale-in and update: SIGTERM, then SIGKILL [infer]
 PING_TIMEOUT = 2  # a longer answer counts as a failed health check [infer]
 STARTUP_WINDOW = 8 * 60  # consistent 200s by then, unless the variant says otherwise [infer]
-INVOCATION_TIMEOUT = 60  # a regular answer; streaming has 8 minutes [infer]
+INVOCATION_TIMEOUT = 60  # a regular answer [infer]
+STREAM_TIMEOUT = 8 * 60  # a whole stream [infer]
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM: stopped before the end, with a checkpoint
 EXIT_INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""boto3 at arm's length: offline validation of requests against botocore's own service model.
+"""boto3 at arm's length: the clients, and offline validation of requests against botocore's own service model.
 
 The model ships with botocore, so a request is checked without credentials or network: unknown members, missing
 ones, types, enumerations, patterns, lengths and ranges. AWS checks the same, after the wait.
@@ -7,11 +7,111 @@ ones, types, enumerations, patterns, lengths and ranges. AWS checks the same, af
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from harness.errors import InvalidInput, MissingPrerequisite, NotFound, Problem, did_you_mean
+from harness.awserrors import refusal
+from harness.errors import EndpointFailed, InvalidInput, MissingPrerequisite, NotFound, Problem, did_you_mean
+from harness.profile import Profile
+
+# Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
+READ_TIMEOUT = {"sagemaker-runtime": 490}
+
+
+class Aws:
+    """Calls as one profile: the standard credential chain, or fixed credentials for a local SageMaker.
+
+    Every call goes through `call`, so that there is one place which retries (botocore's standard mode: eight tries
+    with full jitter) and one which turns refusals into ours.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._clients: dict[tuple[str, str], Any] = {}
+        self._lock = threading.Lock()
+        self._session: Any = None
+
+    def client(self, service: str, region: str = "") -> Any:
+        """The boto3 client; made once. Clients may be shared by threads, making them may not."""
+        region = region or self.profile.region
+        with self._lock:
+            if (service, region) not in self._clients:
+                self._clients[service, region] = self._make(service, region)
+            return self._clients[service, region]
+
+    def _make(self, service: str, region: str) -> Any:
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        profile, local = self.profile, bool(self.profile.endpoint_url)
+        config = Config(
+            retries={"mode": "standard", "max_attempts": 2 if local else 8},
+            connect_timeout=5,
+            read_timeout=READ_TIMEOUT.get(service, 60),
+            max_pool_connections=20,
+            user_agent_extra="neuron-harness",
+            s3={"addressing_style": "path" if local else "auto"},
+        )
+        more = {}
+        if local:  # never the user's own credentials
+            more = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+            more["endpoint_url"] = profile.endpoint_url
+        try:
+            if self._session is None:
+                self._session = _local_session() if local else _session(profile.aws_profile)
+            return self._session.client(service, region_name=region, config=config, **more)
+        except BotoCoreError as error:
+            raise refusal(error, service, "client", region) from None
+
+    def call(self, service: str, operation: str, region: str = "", **request: Any) -> Any:
+        """One API call, for example ("sagemaker", "describe_endpoint", EndpointName=...).
+
+        Raises Refused, or EndpointFailed for what the container of an endpoint answered.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return getattr(self.client(service, region), operation)(**request)
+        except (ClientError, BotoCoreError) as error:
+            raise refusal(error, service, operation, region or self.profile.region) from None
+
+    def pages(self, service: str, operation: str, key: str, region: str = "", **request: Any) -> Iterator[Any]:
+        """Every item of a paginated listing, for example key="TrainingJobSummaries"."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            for page in self.client(service, region).get_paginator(operation).paginate(**request):
+                yield from page.get(key, [])
+        except (ClientError, BotoCoreError) as error:
+            raise refusal(error, service, operation, region or self.profile.region) from None
+
+    def events(self, stream: Any, event: str, member: str, name: str) -> Iterator[bytes]:
+        """The bytes of an event stream's parts. Raises EndpointFailed where it breaks."""
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+        try:
+            for item in stream:
+                yield item[event][member]
+        except (ClientError, BotoCoreError, HTTPClientError) as error:
+            said = getattr(error, "response", {}).get("Error", {})
+            why = f"{said['Code']}: {said.get('Message', '')}" if said else str(error)
+            raise EndpointFailed(f"endpoint {name}: the stream broke", why) from None
+        finally:
+            stream.close()
+
+
+def _session(profile_name: str) -> Any:
+    import boto3
+
+    return boto3.Session(profile_name=profile_name or None)
+
+
+@lru_cache(maxsize=1)
+def _local_session() -> Any:
+    """One for all: it has no credentials to go stale, and reading the services' models takes half a second."""
+    return _session("")
 
 
 @lru_cache(maxsize=4)
@@ -115,6 +215,12 @@ def _check_length(n: float, shape: Any, where: str, unit: str) -> Iterator[str]:
         yield (f"{where} has {n} {unit}; at least {low} are needed" if unit else f"{where} is {n}; at least {low}")
     if high is not None and n > high:
         yield f"{where} has {n} {unit}; at most {high} fit" if unit else f"{where} is {n}; at most {high}"
+
+
+def output_problems(service: str, operation: str, response: Mapping[str, Any]) -> list[str]:
+    """Every way in which `response` does not fit `operation`'s output shape; times are seconds since the epoch."""
+    shape = service_model(service).operation_model(operation).output_shape
+    return list(_check(response, shape, "")) if shape is not None else []
 
 
 class NoSuch(NotFound):

@@ -7,6 +7,8 @@
     ├── EndpointFailed        6  an endpoint did not become InService, or an invocation failed
     ├── Busy                  7  another command holds the run, or a port is taken
     ├── NotFound              8  no such run, endpoint or file
+    ├── NotStarted            9  a container could not be started, or the local SageMaker
+    ├── Refused              10  AWS refuses: credentials, permissions, a quota, a request; or it cannot be reached
     └── Interrupted         130  Ctrl-C or TERM (128 + signal number)
 
 Exit code 1 is left to bugs, 2 to the command line's own parser.
@@ -76,6 +78,20 @@ class Busy(HarnessError):
 
 class NotFound(HarnessError):
     exit_code = 8
+
+
+class NotStarted(HarnessError):
+    exit_code = 9
+
+
+class Refused(HarnessError):
+    """AWS answered with an error, or not at all; `code` is its own name for it, as in "AccessDenied"."""
+
+    exit_code = 10
+
+    def __init__(self, what: str, why: str = "", hint: str = "", code: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.code = code
 
 
 class Interrupted(HarnessError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from containers import contract
 from containers.contract import ContractError
-from harness import assets, aws
+from harness import assets, aws, mandates
 from harness.errors import InvalidInput, Problem
 from harness.profile import Profile
 from harness.runfile import RunFile
@@ -25,6 +25,7 @@ PLACEHOLDERS = {
     "train_image": "000000000000.dkr.ecr.us-west-2.amazonaws.com/neuron-train@sha256:" + "0" * 64,
     "serve_image": "000000000000.dkr.ecr.us-west-2.amazonaws.com/neuron-serve@sha256:" + "0" * 64,
     "artifact_uri": "s3://bucket/path/model.tar.gz",
+    "expires": "2026-01-01T00:00:00Z",
 }
 
 
@@ -82,15 +83,15 @@ def make(run: RunFile, stack: Stack, profile: Profile, run_id: str) -> Plan:
         run_id=run_id,
         stack=stack.name,
         create_training_job=_training_job(run, stack, profile, run_id, derived),
-        tuned=_deployment(run, profile, run_id, "tuned", options),
-        base=_deployment(run, profile, run_id, "base", options) if _compares(run) else None,
+        tuned=_deployment(run, profile.serving, run_id, "tuned", options),
+        base=_deployment(run, profile.serving, run_id, "base", options) if compares(run) else None,
         derived=tuple(derived),
     )
     validate(plan)
     return plan
 
 
-def _compares(run: RunFile) -> bool:
+def compares(run: RunFile) -> bool:
     """Before and after can be measured where there are labels and the base model is at hand."""
     return run.data.labels is not None and _comes_as_channel(run)
 
@@ -150,16 +151,22 @@ def _training_job(
         "RoleArn": profile.role_arn,
         "HyperParameters": hyperparameters,
         **({"InputDataConfig": inputs} if inputs else {}),
-        "OutputDataConfig": {"S3OutputPath": f"{root}/output"},
+        "OutputDataConfig": {"S3OutputPath": f"{root}/output", **mandates.object_key(profile)},
         "CheckpointConfig": {"S3Uri": f"{root}/checkpoints"},
         "ResourceConfig": {
             "InstanceType": run.compute.train_instance,
             "InstanceCount": run.compute.train_instance_count,
             "VolumeSizeInGB": run.compute.volume_gb,
+            **mandates.volume_key(profile, run.compute.train_instance, "VolumeKmsKeyId"),
         },
-        "StoppingCondition": {"MaxRuntimeInSeconds": run.compute.max_runtime_seconds},
+        "StoppingCondition": {
+            "MaxRuntimeInSeconds": run.compute.max_runtime_seconds,
+            "MaxPendingTimeInSeconds": run.compute.max_pending_seconds,
+        },
         "EnableNetworkIsolation": offline,
-        "Tags": _tags(run_id),
+        **mandates.vpc(profile),
+        **({} if offline else mandates.secrets(profile)),  # without a network there is nowhere to get them from
+        "Tags": mandates.tags(profile, run_id),
     }
 
 
@@ -204,7 +211,7 @@ def _hyperparameters(run: RunFile, stack: Stack, derived: list[Derived]) -> dict
 
 
 def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options: ServeOptions) -> Deployment:
-    name = f"{run_id}-{which}"
+    name, tags = f"{run_id}-{which}", mandates.tags(profile, run_id)
     if which == "tuned":
         source: dict[str, Any] = {
             "S3Uri": {"placeholder": "artifact_uri"},
@@ -238,20 +245,21 @@ def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options
             },
             "ExecutionRoleArn": profile.role_arn,
             "EnableNetworkIsolation": True,
-            "Tags": _tags(run_id),
+            **mandates.vpc(profile),
+            "Tags": tags,
         },
         create_endpoint_config={
             "EndpointConfigName": name,
             "ProductionVariants": [variant],
-            "Tags": _tags(run_id),
+            **mandates.volume_key(profile, run.compute.serve_instance, "KmsKeyId"),
+            "Tags": tags,
         },
-        create_endpoint={"EndpointName": name, "EndpointConfigName": name, "Tags": _tags(run_id)},
+        create_endpoint={
+            "EndpointName": name,
+            "EndpointConfigName": name,
+            "Tags": [*tags, {"Key": mandates.EXPIRES_TAG, "Value": {"placeholder": "expires"}}],
+        },
     )
-
-
-def _tags(run_id: str) -> list[dict[str, str]]:
-    """`down` deletes only what carries these."""
-    return [{"Key": "neuron-harness:run", "Value": run_id}]
 
 
 def resolve(request: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:

@@ -40,6 +40,12 @@ class Record:
         """The training job's output."""
         return self.path / "logs" / "train.log"
 
+    @property
+    def begun(self) -> datetime | None:
+        """When it began: the time in its id."""
+        match = re.search(r"(\d{8}-\d{6})-[0-9a-f]{4}$", self.id)
+        return datetime.strptime(match.group(1), "%Y%m%d-%H%M%S").replace(tzinfo=UTC) if match else None
+
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` in one step."""
         return self.write_text(name, json.dumps(value, indent=2) + "\n")

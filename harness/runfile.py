@@ -84,6 +84,8 @@ class Compute(_Strict):
     serve_instance: str = "ml.inf2.xlarge"
     volume_gb: Annotated[int, Field(ge=1, le=512)] = 200
     max_runtime_seconds: Annotated[int, Field(ge=60, le=28 * 24 * 3600)] = 7200
+    max_pending_seconds: Annotated[int, Field(ge=1800, le=28 * 24 * 3600)] = 3600
+    """How long the job may wait for an instance, at no cost. An hour: then another region is the better idea."""
     startup_seconds: Annotated[int, Field(ge=60, le=3600)] = 1800
 
 

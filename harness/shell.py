@@ -74,3 +74,21 @@ def show(
         why = "; ".join(line.strip() for line in shown[-8:] if line.strip())[-800:]
         raise MissingPrerequisite(f"exit code {child.returncode}: {shlex.join(command)}", why, hint)
     return "".join(shown)
+
+
+def detach(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a server that outlives this process: in a session of its own, its output added to `log`."""
+    with log.open("ab") as handle:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=True,
+        )
+    _detached.append(child)
+    return child
+
+
+_detached: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is dropped complains about a living child

@@ -17,6 +17,7 @@ from harness.emulator.training import TrainingRunner
 from harness.errors import Busy, MissingPrerequisite
 from harness.executors import process
 from harness.platforms import steps
+from harness.platforms.direct import Direct
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -43,13 +44,17 @@ def test_a_small_disk_is_told_before_training(tmp_path: Path, monkeypatch: pytes
     run = steps.start(run_file)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 1000))
     with pytest.raises(MissingPrerequisite, match=r"0.0 GB of disk are free, training needs up to 0.2 GB"):
-        steps._check_disk(run, steps.Local(run.record, lambda _: None))
+        Direct(run.record, lambda _: None).upload(run.file, run.plan)
 
 
 def test_a_disk_that_fills_while_packing_fails_the_job_and_keeps_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = {"TrainingJobName": "j", "OutputDataConfig": {"S3OutputPath": "s3://b/o"}}
+    request = {
+        "TrainingJobName": "j",
+        "OutputDataConfig": {"S3OutputPath": "s3://b/o"},
+        "ResourceConfig": {"InstanceCount": 1},
+    }
     store = ObjectStore(tmp_path / "s3")
     runner = TrainingRunner(request, store, tmp_path / "job", tmp_path / "log", lambda *_: None, lambda _: None)
     for folder in (runner.paths.model, runner.paths.output_data):

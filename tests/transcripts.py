@@ -119,6 +119,10 @@ WRONG = [
     Case("prompts without a prompt", "harness invoke --file p.jsonl", {"p.jsonl": '{"promt": "a"}\n{"prompt": 1}\n'}),
     Case("no such file of prompts", "harness invoke --file p.txt"),
     Case("a port that nobody may have", "harness deploy --port 80"),
+    Case("a platform that is none", "harness plan x.toml --platform sagemakr", {"x.toml": GOOD}),
+    Case("two answers to one question", "harness down x-20260101 --all"),
+    Case("an age that is none", "harness down --older-than soon"),
+    Case("a sweep of everything", "harness sweep t"),
 ]
 
 

@@ -25,11 +25,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def export(model: Any, tokenizer: Any, folder: Path, manifest: Manifest) -> None:
+def export(model: Any, tokenizer: Any, folder: Path, manifest: Manifest, output: Path | None = None) -> None:
     """Write the artifact into `folder`: complete in a directory beside it first, then moved file by file.
 
     Weights are stored as bf16, which is what Inferentia2 serves and half the size of fp32; manifest.json is
-    moved last. `folder` may exist (SageMaker makes it), so the whole directory cannot be renamed.
+    moved last. `folder` may exist (SageMaker makes it), so the whole directory cannot be renamed. A copy of the
+    manifest goes into `output`: on AWS it can be read there without fetching the model.
     """
     import torch
 
@@ -42,3 +43,6 @@ def export(model: Any, tokenizer: Any, folder: Path, manifest: Manifest) -> None
     for path in sorted(partial.iterdir(), key=lambda p: p.name == artifact.MANIFEST):
         shutil.move(path, folder / path.name)
     partial.rmdir()
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        artifact.write_manifest(output, manifest)

@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
         versions=versions(),
         metrics={key: round(value, 6) for key, value in final.items()},
     )
-    export(model, tokenizer, Path(run_args.export_dir), manifest)
+    export(model, tokenizer, Path(run_args.export_dir), manifest, Path(run_args.metrics_dir))
     print(f"artifact written after {seconds:.0f} s of training", flush=True)
     return 0
 

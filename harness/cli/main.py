@@ -6,11 +6,12 @@ Imports are inside the verbs, so that `harness --help` loads neither pydantic no
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
 from harness import interrupts
-from harness.cli import endpoints, images, output, runs, verify
+from harness.cli import account, endpoints, ends, images, local, output, runs, verify
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -21,20 +22,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (
-    runs.plan,
-    runs.run,
-    runs.train,
-    endpoints.deploy,
-    endpoints.invoke,
-    runs.ps,
-    runs.logs,
-    runs.down,
-    verify.verify,
-):
+VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
+VERBS += (runs.ps, ends.logs, ends.down)
+VERBS += (account.init, account.sweep, verify.verify, images.build, images.push, images.images)
+for verb in VERBS:
     app.command()(verb)
-for image_verb in (images.build, images.push, images.images):
-    app.command()(image_verb)
+app.add_typer(local.app, name="local")
 
 
 def main() -> None:

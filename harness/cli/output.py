@@ -102,6 +102,11 @@ def out(text: str) -> None:
     sys.stdout.flush()
 
 
+def note(text: str) -> None:
+    """One line about the way to the result, on standard error."""
+    sys.stderr.write(text + "\n")
+
+
 def table(title: str, rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> None:
     """A table of results on standard output."""
     from rich.console import Console

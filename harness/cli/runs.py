@@ -10,7 +10,7 @@ import typer
 from harness.cli import output
 
 if TYPE_CHECKING:
-    from harness.record import Record
+    pass
 
 
 def run_ids(incomplete: str) -> list[str]:
@@ -52,16 +52,26 @@ ExecutorFlag = Annotated[
     ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+PlatformFlag = Annotated[
+    str,
+    typer.Option(
+        "--platform",
+        help="Where: local (the API on this machine) or sagemaker. Without it: by direct call.",
+        metavar="NAME",
+        autocompletion=lambda incomplete: [n for n in ("local", "sagemaker") if n.startswith(incomplete)],
+    ),
+]
+RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]
 
 
-def plan(run_file: RunFileArg, json: JsonFlag = False) -> None:
+def plan(run_file: RunFileArg, platform: PlatformFlag = "", region: RegionFlag = "", json: JsonFlag = False) -> None:
     """Check a run file and show its requests."""
     from harness import checks, plan as plans, runfile, stacks
-    from harness.profile import LOCAL
+    from harness.platforms import targets
 
     stack = stacks.get(stacks.DEFAULT)
     run = checks.load(runfile.find(run_file), stack)
-    made = plans.make(run, stack, LOCAL, f"{run.name}-RUN")
+    made = plans.make(run, stack, targets.choose(platform, region).profile, f"{run.name}-RUN")
     if json:
         output.out(made.to_json())
         return
@@ -75,6 +85,8 @@ def plan(run_file: RunFileArg, json: JsonFlag = False) -> None:
 
 def run(
     run_file: StartArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
     executor: ExecutorFlag = "",
     json: JsonFlag = False,
@@ -87,32 +99,34 @@ def run(
 
     executors.check_name(executor)
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, measured=True)
+        started = steps.start_or_continue(run_file, True, platform, region)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "run", reporter, executor) as platform:
+        with steps.working_on(started, "run", reporter, executor) as there:
             result = None if keep else started.record.read_json("result.json")
             if result is None:
                 with Meter() as meter:
                     with meter.phase("train"):
-                        steps.train(started, platform, reporter)
-                    result = steps.measure(started, platform, meter, reporter, keep)
-                steps.finish(started.record, result, meter)
+                        steps.train(started, there, reporter)
+                    result = steps.measure(started, there, meter, reporter, keep)
+                steps.finish(started.record, there, result, meter)
     show(started.record, result, json)
     if keep and not json:
         output.out(f"the endpoint stays: harness invoke --run {started.record.id} PROMPT; then: harness down")
 
 
-def train(run_file: StartArg, executor: ExecutorFlag = "") -> None:
+def train(
+    run_file: StartArg, platform: PlatformFlag = "", region: RegionFlag = "", executor: ExecutorFlag = ""
+) -> None:
     """Run the training job alone; prints the run's id."""
     from harness import executors
     from harness.platforms import steps
 
     executors.check_name(executor)
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file)
+        started = steps.start_or_continue(run_file, False, platform, region)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "train", reporter, executor) as platform:
-            steps.train(started, platform, reporter)
+        with steps.working_on(started, "train", reporter, executor) as there:
+            steps.train(started, there, reporter)
     output.out(started.record.id)
 
 
@@ -130,45 +144,8 @@ def ps(json: JsonFlag = False) -> None:
     for item in found:
         accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.1f} %"
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
-        rows.append((item.run, item.training, accuracy, shown))
+        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown))
     if rows:
-        output.table("", rows, ("run", "training", "accuracy", "endpoints"))
+        output.table("", rows, ("run", "platform", "training", "accuracy", "endpoints"))
     else:
         output.out("no runs here; start one: harness run RUNFILE")
-
-
-def logs(
-    run_id: RunArg = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job or endpoint ends.")] = False,
-    endpoint: Annotated[str, typer.Option(help="An endpoint's log instead: base or tuned.", metavar="WHICH")] = "",
-) -> None:
-    """Print a run's log."""
-    from harness import record as records
-    from harness.errors import NotFound
-
-    record = records.find(run_id)
-    path = record.path / "logs" / f"{record.id}-{endpoint}.log" if endpoint else record.log
-    if not path.exists():
-        raise NotFound(f"run {record.id} has no log of {'endpoint ' + endpoint if endpoint else 'training'} yet")
-    output.tail(path, lambda: follow and _alive(record, endpoint))
-
-
-def _alive(record: Record, endpoint: str) -> bool:
-    from harness.platforms import status
-
-    now = status.of(record)
-    if endpoint:
-        return any(e.name.endswith(endpoint) and e.status in ("Creating", "InService") for e in now.endpoints)
-    return now.training in ("Starting", "Downloading", "Training", "Stopping")
-
-
-def down(run_id: RunArg = None) -> None:
-    """Delete what a run left running."""
-    from harness import record as records
-    from harness.platforms import steps
-
-    with output.reporter() as reporter:
-        record = records.find(run_id)
-        with steps.working_on(steps.resume(record), "down", reporter) as platform:
-            names = platform.down()
-    output.out(f"deleted: {', '.join(names)}" if names else "nothing to delete")

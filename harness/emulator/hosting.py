@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import stat
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from containers import contract
 from containers.contract import Paths
 from harness import executors
 from harness.emulator.state import ObjectStore
-from harness.errors import Busy, EndpointFailed, NotFound
+from harness.errors import Busy, EndpointFailed, NotFound, NotStarted
 from harness.executors.spec import ContainerSpec, Handle
 
 
@@ -41,42 +43,68 @@ def endpoint_from_json(raw: dict[str, Any]) -> Endpoint:
     return Endpoint(**{**raw, "handle": Handle(**raw["handle"])})
 
 
+Ping = Callable[[Endpoint], bool]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How an endpoint's container is run: `container` is its name if not the endpoint's, `port` None a free one."""
+
+    launchers: tuple[Path, ...] = ()
+    port: int | None = None
+    executor: str = "process"
+    container: str = ""
+
+
 def create(
     name: str,
     model: dict[str, Any],
     store: ObjectStore,
     folder: Path,
     log: Path,
-    launchers: tuple[Path, ...],
-    port: int | None = None,
-    executor: str = "process",
+    place: Placement,
 ) -> Endpoint:
     """Start the container of a CreateModel request; the endpoint is Creating.
 
-    Raises EndpointFailed where the model data cannot be had.
+    Raises EndpointFailed where the model data cannot be had or the container not be started.
     """
     paths = Paths(folder)
-    source = model["PrimaryContainer"]["ModelDataSource"]["S3DataSource"]
-    try:
-        load_model_data(source, store, paths.model)
-    except (NotFound, ValueError, tarfile.TarError, EOFError, OSError) as error:
-        raise EndpointFailed(f"endpoint {name}: model data {source['S3Uri']} cannot be read", str(error)) from None
-    port = free_port() if port is None else claim_port(port)
-    handle = executors.named(executor).start(
-        ContainerSpec(
-            name=name,
-            role="serve",
-            command="serve",
-            base=folder,
-            log=log,
-            environment=model["PrimaryContainer"].get("Environment", {}),
-            port=port,
-            image=model["PrimaryContainer"]["Image"],
-            network=not model.get("EnableNetworkIsolation", False),
-            path=launchers,
-        )
+    source = model_data(model["PrimaryContainer"])
+    if source is None:
+        paths.model.mkdir(parents=True, exist_ok=True)
+    else:
+        try:
+            load_model_data(source, store, paths.model)
+        except (NotFound, ValueError, tarfile.TarError, EOFError, OSError) as error:
+            raise EndpointFailed(
+                f"endpoint {name}: model data {source['S3Uri']} cannot be read", str(error)
+            ) from None
+    port = free_port() if place.port is None else claim_port(place.port)
+    spec = ContainerSpec(
+        name=place.container or name,
+        role="serve",
+        command="serve",
+        base=folder,
+        log=log,
+        environment=model["PrimaryContainer"].get("Environment", {}),
+        port=port,
+        image=model["PrimaryContainer"]["Image"],
+        network=not model.get("EnableNetworkIsolation", False),
+        path=place.launchers,
     )
+    try:
+        handle = executors.named(place.executor).start(spec)
+    except NotStarted as error:
+        raise EndpointFailed(f"endpoint {name}: the container did not start", str(error)) from None
     return Endpoint(name, "Creating", port, handle)
+
+
+def model_data(container: dict[str, Any]) -> dict[str, Any] | None:
+    """Where a container's model data is, ModelDataUrl in the words of ModelDataSource; None where it has none."""
+    if "ModelDataUrl" in container:
+        return {"S3Uri": container["ModelDataUrl"], "S3DataType": "S3Object", "CompressionType": "Gzip"}
+    found: dict[str, Any] | None = container.get("ModelDataSource", {}).get("S3DataSource")
+    return found
 
 
 def load_model_data(source: dict[str, Any], store: ObjectStore, target: Path) -> None:
@@ -114,16 +142,26 @@ def claim_port(port: int) -> int:
     return port
 
 
-def wait_in_service(endpoint: Endpoint, window: float, on_tick: Callable[[], None] = lambda: None) -> None:
-    """Health checks until two in a row answer 200. Sets status InService, or Failed and raises EndpointFailed."""
+def wait_in_service(
+    endpoint: Endpoint,
+    window: float,
+    on_tick: Callable[[], None] = lambda: None,
+    check: Ping | None = None,
+) -> None:
+    """Health checks until two in a row answer 200. Sets status InService, or Failed and raises EndpointFailed.
+
+    `check` is `ping` unless a fault stands in for it.
+    """
+    check = check or ping
+    executor = executors.named(endpoint.handle.executor)
     started = time.monotonic()
     healthy = 0
     while healthy < 2:
-        if executors.of(endpoint.handle).poll(endpoint.handle) is not None:
+        if executor.poll(endpoint.handle) is not None:
             _fail(endpoint, "the container ended while it started")
         if time.monotonic() - started > window:
             _fail(endpoint, f"no healthy /ping within {window:.0f} s")
-        healthy = healthy + 1 if ping(endpoint) else 0
+        healthy = healthy + 1 if check(endpoint) else 0
         on_tick()
         time.sleep(0.1)
     endpoint.status = "InService"
@@ -145,7 +183,7 @@ def ping(endpoint: Endpoint) -> bool:
 
 def _fail(endpoint: Endpoint, reason: str) -> None:
     endpoint.status, endpoint.failure_reason = "Failed", reason
-    executors.of(endpoint.handle).remove(endpoint.handle)
+    executors.named(endpoint.handle.executor).remove(endpoint.handle)
     tail = [line for line in _tail(Path(endpoint.handle.log)) if line.strip()]
     # The reason is in the log, most often as the last exception or as the entrypoint's own line.
     telling = [line for line in tail if "Error" in line or line.startswith("entrypoint:")]
@@ -159,5 +197,35 @@ def _tail(log: Path, lines: int = 80) -> list[str]:
 
 def delete(endpoint: Endpoint) -> None:
     """DeleteEndpoint: TERM, the contract's wait, KILL; nothing of the container is left."""
-    executors.of(endpoint.handle).stop(endpoint.handle, contract.SERVE_STOP_WAIT)
+    executors.named(endpoint.handle.executor).stop(endpoint.handle, contract.SERVE_STOP_WAIT)
     endpoint.status = "Deleted"
+
+
+def delete_tree(folder: Path) -> None:
+    """Also a read-only one."""
+    if not folder.exists():
+        return
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+class Ports:
+    """Ports on loopback for endpoints: none is given twice while the one who has it has not begun to listen."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
+
+    def take(self) -> int:
+        """A port that nobody listens on and nobody was given."""
+        with self._lock:
+            while (port := free_port()) in self._taken:
+                continue
+            self._taken.add(port)
+            return port
+
+    def give_back(self, port: int) -> None:
+        with self._lock:
+            self._taken.discard(port)

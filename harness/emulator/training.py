@@ -1,15 +1,13 @@
 """A training job: what CreateTrainingJob sets in motion, run here, to its end.
 
 Starting -> Downloading -> Training -> Uploading -> Completed | Failed | Stopped, with the files, signals and
-outputs that the contract promises. One host; the other parts of the API come with its HTTP front.
+outputs that the contract promises, on one host or several. Platform `local` calls this in-process; the local
+SageMaker's service (jobs.py) runs it in a thread.
 """
 
 from __future__ import annotations
 
 import errno
-import gzip
-import os
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,12 +17,15 @@ from typing import Any
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
 from harness import executors, interrupts
+from harness.emulator.outputs import pack
 from harness.emulator.state import ObjectStore
-from harness.errors import NotFound
+from harness.errors import MissingPrerequisite, NotFound, NotStarted
 from harness.executors.spec import ContainerSpec, Handle, role_of
 from harness.interrupts import shielded
 
 OnStatus = Callable[[str, str], None]
+
+__all__ = ["Host", "Setting", "TrainingJob", "TrainingRunner", "pack"]
 
 
 @dataclass
@@ -41,8 +42,36 @@ class TrainingJob:
     handle: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Where and as whom a job runs; the defaults are platform local's."""
+
+    executor: str = "process"
+    account: str = "000000000000"
+    region: str = "us-west-2"
+    prefix: str = ""
+    """Put before container names, so that two servers on one machine never sweep each other's."""
+    stop: Callable[[], str] = lambda: "Stopped" if interrupts.requested() else ""
+    """Asked ten times a second: why the job is to end now (Stopped, Interrupted, MaxWaitTimeExceeded), or nothing."""
+    uploads_when_stopped: bool = False
+    """As the service does; platform local keeps what it needs to go on in its record instead."""
+    fail_upload: Callable[[], OSError | None] = lambda: None
+    """For faults on demand."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of the job: `label` is algo-N, `name` what the others reach it by."""
+
+    label: str
+    name: str
+    paths: Paths
+    log: Path
+    container: str
+
+
 class TrainingRunner:
-    """Runs one job, in two parts: the container, and the upload of what it left.
+    """Runs one job, in two parts: the containers, and the upload of what they left.
 
     `on_change` is called whenever the job has changed, before anything else happens: the record is never behind.
     """
@@ -55,15 +84,18 @@ class TrainingRunner:
         log: Path,
         on_status: OnStatus,
         on_change: Callable[[TrainingJob], None],
-        executor: str = "process",
+        setting: Setting = Setting(),
     ) -> None:
-        self.request, self.store, self.log = request, store, log
+        self.request, self.store = request, store
         self.on_status, self.on_change = on_status, on_change
-        self.paths, self.executor = Paths(folder), executors.named(executor)
+        self.setting, self.executor = setting, executors.named(setting.executor)
         self.job = TrainingJob(request["TrainingJobName"])
+        self.hosts = hosts_of(self.job.name, request["ResourceConfig"]["InstanceCount"], folder, log, setting)
+        self.handles: dict[str, Handle] = {}
+        self.ending = "Completed"
 
     def run_container(self, on_tick: Callable[[], None] = lambda: None) -> TrainingJob:
-        """Channels, container, checkpoints. Ends as InProgress with exit code 0 where there is a model to upload.
+        """Channels, containers, checkpoints. Ends as InProgress where there is something to upload.
 
         A signal to the harness becomes StopTrainingJob: the container gets TERM and its time to save a checkpoint.
         """
@@ -71,91 +103,163 @@ class TrainingRunner:
             self._enter("Starting", "preparing the container")
             try:
                 self._download()
+                self.handles = {}
+                for host in self.hosts:
+                    self.handles[host.label] = self.executor.start(self._spec(host))
             except (NotFound, ValueError) as error:
-                return self._end("Failed", f"ClientError: Data download failed: {error}")
-            handle = self.executor.start(self._spec())
-            self.job.handle = handle.to_json()
+                return self.end("Failed", f"ClientError: Data download failed: {error}")
+            except (NotStarted, MissingPrerequisite) as error:
+                self._remove()
+                return self.end("Failed", f"AlgorithmError: the container did not start: {error}")
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                return self.end("Failed", "ClientError: Data download failed: no space left on the disk")
+            self.job.handle = self.handles[self.hosts[0].label].to_json()
             self._enter("Training", "training image started")
-            stopped = self._watch(handle, on_tick)
-            self.executor.remove(handle)
-            self._save_checkpoints()
-            if stopped and self.job.exit_code != 0:
-                return self._end(stopped)
-            if self.job.exit_code != 0:
-                reason = contract.read_failure(self.paths) or f"AlgorithmError: exit code {self.job.exit_code}"
-                return self._end("Failed", reason)
+            stopped = self._watch(on_tick)
+            failed = [h for h in self.hosts if self._codes.get(h.label) not in (0, None)]
+            on_tick()
+            self._remove()
+            self.save_checkpoints()
+            if stopped and (self.job.exit_code != 0 or self.setting.uploads_when_stopped):
+                self.ending = stopped
+                return self.job if self.setting.uploads_when_stopped else self.end(stopped)
+            if failed:
+                reasons = (contract.read_failure(host.paths) for host in failed)
+                reason = next(filter(None, reasons), f"AlgorithmError: exit code {self.job.exit_code}")
+                return self.end("Failed", reason)
         return self.job
 
-    def _watch(self, handle: Handle, on_tick: Callable[[], None]) -> str:
-        """Wait for the container's end; why it was stopped, or the empty string."""
+    def _watch(self, on_tick: Callable[[], None]) -> str:
+        """Wait for the containers' end; why they were stopped, or the empty string. One that fails ends all."""
+        self._codes: dict[str, int | None] = {}
         deadline = time.monotonic() + self.request["StoppingCondition"]["MaxRuntimeInSeconds"]
-        while (code := self.executor.poll(handle)) is None:
-            late = time.monotonic() > deadline
-            if interrupts.requested() or late:
+        while len(self._codes) < len(self.hosts):
+            for host in self.hosts:
+                if (
+                    host.label not in self._codes
+                    and (code := self.executor.poll(self.handles[host.label])) is not None
+                ):
+                    self._codes[host.label] = self.job.exit_code = code
+            if self.job.exit_code:  # the others cannot go on without it
+                return ""
+            if len(self._codes) == len(self.hosts):
+                break
+            why = "MaxRuntimeExceeded" if time.monotonic() > deadline else self.setting.stop()
+            if why:
                 self._enter("Stopping", "SIGTERM sent, waiting for the checkpoint")
-                self.job.exit_code = self.executor.stop(handle, contract.TRAIN_STOP_WAIT)
-                return "MaxRuntimeExceeded" if late else "Stopped"
+                self._stop_all()
+                return why
             on_tick()
             time.sleep(0.1)
-        self.job.exit_code = code
         return ""
 
+    def _stop_all(self) -> None:
+        """TERM to every host at once, in threads: the contract's wait is one for all."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        running = [h for h in self.hosts if h.label not in self._codes]
+        with ThreadPoolExecutor(len(running)) as pool:
+            codes = pool.map(lambda h: self.executor.stop(self.handles[h.label], contract.TRAIN_STOP_WAIT), running)
+        self._codes.update(zip((h.label for h in running), codes, strict=True))
+        self.job.exit_code = next((c for c in self._codes.values() if c != 0), 0)
+
+    def _remove(self) -> None:
+        for handle in self.handles.values():
+            self.executor.remove(handle)
+
     def upload(self) -> TrainingJob:
-        """Pack what the container left into the output path; may be interrupted and called again."""
+        """Store what the containers left in the output path; may be interrupted and called again."""
         self._enter("Uploading", "model and output")
-        root = f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.job.name}/output"
         try:
-            if any(self.paths.model.iterdir()):
-                pack(self.paths.model, self.store.path(f"{root}/model.tar.gz"))
-                self.job.model_artifacts = f"{root}/model.tar.gz"
-            if any(self.paths.output_data.iterdir()):
-                pack(self.paths.output_data, self.store.path(f"{root}/output.tar.gz"))
+            if error := self.setting.fail_upload():
+                raise error
+            if self._store(f"{self.output_root}/model", [h.paths.model for h in self.hosts]):
+                self.job.model_artifacts = artifact_uri(self.request)
+            self._store(f"{self.output_root}/output", [h.paths.output_data for h in self.hosts])
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            return self._end("Failed", "ClientError: Artifact upload failed: no space left on the disk")
-        return self._end("Completed")
+            return self.end("Failed", "ClientError: Artifact upload failed: no space left on the disk")
+        return self.end(self.ending)
 
-    def _save_checkpoints(self) -> None:
-        if "CheckpointConfig" in self.request and self.paths.checkpoints.is_dir():
-            self.store.mirror(self.paths.checkpoints, self.request["CheckpointConfig"]["S3Uri"])
+    @property
+    def paths(self) -> Paths:
+        """The first host's, which are all where there is one."""
+        return self.hosts[0].paths
+
+    @property
+    def output_root(self) -> str:
+        return f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.job.name}/output"
+
+    def _store(self, target: str, folders: list[Path]) -> bool:
+        """One archive, or plain objects; of files with the same name on several hosts the last host's stays."""
+        filled = [folder for folder in folders if folder.is_dir() and any(folder.iterdir())]
+        if not filled:
+            return False
+        if self.request["OutputDataConfig"].get("CompressionType", "GZIP") == "NONE":
+            for folder in filled:
+                self.store.put_tree(folder, target)
+            return True
+        uri = f"{target}.tar.gz"
+        pack(filled, self.store.path(uri))
+        self.store.changed(uri)
+        return True
+
+    def save_checkpoints(self, copy: bool = False) -> None:
+        """Local to S3; `copy` while the container may still write to the files. All hosts share one prefix."""
+        if "CheckpointConfig" not in self.request:
+            return
+        uri = self.request["CheckpointConfig"]["S3Uri"]
+        folders = [host.paths.checkpoints for host in self.hosts if host.paths.checkpoints.is_dir()]
+        self.store.mirror(folders, uri, copy)
 
     def _download(self) -> None:
         self._enter("Downloading", "input channels")
         channels = self.request.get("InputDataConfig", [])
-        contract.write_training_input(
-            self.paths,
-            TrainingInput(
-                hyperparameters=self.request.get("HyperParameters", {}),
-                channels=tuple(c["ChannelName"] for c in channels),
-                resources=Resources(instance_type=self.request["ResourceConfig"]["InstanceType"]),
-            ),
-        )
-        for channel in channels:
-            uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-            self.store.download(uri, self.paths.channel(channel["ChannelName"]))
-        if "CheckpointConfig" in self.request:
-            uri = self.request["CheckpointConfig"]["S3Uri"]
-            if any(self.store.files(uri)):
-                self.store.download(uri, self.paths.checkpoints)
+        names = tuple(host.name for host in self.hosts)
+        for host in self.hosts:
+            contract.write_training_input(
+                host.paths,
+                TrainingInput(
+                    hyperparameters=self.request.get("HyperParameters", {}),
+                    channels=tuple(c["ChannelName"] for c in channels),
+                    resources=Resources(
+                        host.name,
+                        names,
+                        instance_type=self.request["ResourceConfig"]["InstanceType"],
+                        network_interface="lo" if self.setting.executor == "process" else "eth0",
+                    ),
+                ),
+            )
+            for channel in channels:
+                uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+                self.store.download(uri, host.paths.channel(channel["ChannelName"]))
+            if "CheckpointConfig" in self.request:
+                uri = self.request["CheckpointConfig"]["S3Uri"]
+                if any(self.store.files(uri)):
+                    self.store.download(uri, host.paths.checkpoints, copy=True)
 
-    def _spec(self) -> ContainerSpec:
-        name = self.job.name
-        arn = f"arn:aws:sagemaker:us-west-2:000000000000:training-job/{name}"
+    def _spec(self, host: Host) -> ContainerSpec:
+        name, where = self.job.name, self.setting
         algorithm = self.request["AlgorithmSpecification"]
         return ContainerSpec(
-            name=name,
+            name=host.container,
             role=role_of(algorithm["TrainingImage"], self.request.get("Environment", {})),
             command="train",
-            base=self.paths.base,
-            log=self.log,
+            base=host.paths.base,
+            log=host.log,
             environment={
                 "TRAINING_JOB_NAME": name,
-                "TRAINING_JOB_ARN": arn,
+                "TRAINING_JOB_ARN": f"arn:aws:sagemaker:{where.region}:{where.account}:training-job/{name}",
+                "AWS_REGION": where.region,
                 **self.request.get("Environment", {}),
             },
             network=not self.request.get("EnableNetworkIsolation", False),
             image=algorithm["TrainingImage"],
+            host=host.name,
+            entrypoint=tuple(algorithm.get("ContainerEntrypoint", ())),
             arguments=tuple(algorithm.get("ContainerArguments", ())),
         )
 
@@ -165,28 +269,36 @@ class TrainingRunner:
         self.on_change(self.job)
         self.on_status(secondary, message)
 
-    def _end(self, secondary: str, reason: str = "") -> TrainingJob:
-        self.job.status = "Stopped" if secondary == "MaxRuntimeExceeded" else secondary
+    def end(self, secondary: str, reason: str = "") -> TrainingJob:
+        """The last status; MaxRuntimeExceeded and its like end a job as Stopped."""
+        self.job.status = secondary if secondary in ("Completed", "Failed") else "Stopped"
+        if secondary == "Interrupted":
+            self.job.status = "InProgress"
         self.job.failure_reason = reason[: contract.MAX_FAILURE_REASON]
         self.job.handle = None
         self._enter(secondary, reason.splitlines()[0] if reason else "")
         return self.job
 
 
-def pack(folder: Path, target: Path) -> None:
-    """`folder`'s content as a .tar.gz at `target`: whole or not at all.
+def hosts_of(job: str, count: int, folder: Path, log: Path, setting: Setting) -> list[Host]:
+    """The hosts of a job, sorted by letters as SageMaker does (algo-10 before algo-2).
 
-    Level 1: bf16 weights shrink by a fifth at any level, and the higher ones take five times as long.
+    Processes share this machine's network: each host is a loopback address of its own, because algo-N resolves
+    nowhere. In containers the names are SageMaker's.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with (
-            gzip.open(partial, "wb", compresslevel=1) as stream,
-            tarfile.open(fileobj=stream, mode="w") as tar,
-        ):
-            for path in sorted(folder.iterdir()):
-                tar.add(path, arcname=path.name)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    if count == 1:
+        name = "127.0.0.1" if setting.executor == "process" else "algo-1"
+        return [Host("algo-1", name, Paths(folder), log, f"{setting.prefix}{job}")]
+    out = []
+    for label in sorted(f"algo-{n}" for n in range(1, count + 1)):
+        name = f"127.0.0.{int(label[5:]) + 1}" if setting.executor == "process" else label
+        path = log.with_name(f"{log.stem}-{label}{log.suffix}")
+        out.append(Host(label, name, Paths(folder / label), path, f"{setting.prefix}{job}-{label}"))
+    return out
+
+
+def artifact_uri(request: dict[str, Any]) -> str:
+    """ModelArtifacts.S3ModelArtifacts: the archive, or the prefix of uncompressed output."""
+    config = request["OutputDataConfig"]
+    root = f"{config['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output"
+    return f"{root}/model" if config.get("CompressionType", "GZIP") == "NONE" else f"{root}/model.tar.gz"

@@ -96,6 +96,8 @@ def arguments(spec: ContainerSpec) -> list[str]:
             words += ["--volume", f"{name}:{name}:ro"]
     for key, value in {**environment, **spec.environment}.items():
         words += ["--env", f"{key}={value}"]
+    if spec.entrypoint:
+        return [*words, "--entrypoint", spec.entrypoint[0], spec.image, *spec.entrypoint[1:], *spec.arguments]
     return [*words, spec.image, *(spec.arguments or (spec.command,))]
 
 

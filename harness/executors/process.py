@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from containers import contract
-from harness.errors import MissingPrerequisite
+from harness.errors import MissingPrerequisite, NotStarted
 from harness.executors.spec import MARKER, ContainerSpec, Handle
 from harness.paths import ROOT, python_of
 
@@ -63,6 +63,13 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
     return {**env, **spec.environment}
 
 
+def command(spec: ContainerSpec) -> list[str]:
+    """What `docker run` would make of entrypoint, arguments and command; programs are sought on the spec's PATH."""
+    if spec.entrypoint:
+        return [*spec.entrypoint, *spec.arguments]
+    return [str(python_of(spec.role)), "-m", "containers.entrypoint", *(spec.arguments or (spec.command,))]
+
+
 def scratch_of(name: str) -> Path:
     """The container's /tmp. By its name alone, so that it is found again after a crash between making and noting it.
 
@@ -82,23 +89,29 @@ def check_environment(role: str) -> None:
 
 
 def start(spec: ContainerSpec) -> Handle:
-    """Start `python -m containers.entrypoint <command>`; its output goes to `spec.log`."""
+    """Start `python -m containers.entrypoint <command>`, or what the spec has instead; its output goes to `spec.log`.
+
+    Raises NotStarted where there is no such program.
+    """
     check_environment(spec.role)
-    python = python_of(spec.role)
     scratch = scratch_of(spec.name)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700)
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("ab") as log:
-        child = subprocess.Popen(
-            [python, "-m", "containers.entrypoint", *(spec.arguments or (spec.command,))],
-            cwd=scratch,
-            env=environment(spec, scratch),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            child = subprocess.Popen(
+                command(spec),
+                cwd=scratch,
+                env=environment(spec, scratch),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise NotStarted(f"{spec.name}: {command(spec)[0]}: {error.strerror}") from None
     _children[child.pid] = child
     return Handle(spec.name, child.pid, psutil.Process(child.pid).create_time(), str(spec.log))
 
@@ -152,7 +165,9 @@ def remove(handle: Handle) -> int | None:
     child = _children.get(handle.pid)
     if child is not None:
         child.wait(timeout=10)
-    return poll(handle)
+    code = poll(handle)
+    _children.pop(handle.pid, None)  # a service starts thousands
+    return code
 
 
 def sweep(name: str) -> int:

@@ -33,6 +33,8 @@ class ContainerSpec:
     """Executor docker: the image, by digest where there is one."""
     host: str = "algo-1"
     """This container's name on the job's network."""
+    entrypoint: tuple[str, ...] = ()
+    """ContainerEntrypoint: replaces the image's own, and `command` with it."""
     arguments: tuple[str, ...] = ()
     """ContainerArguments: stand in the place of `command`."""
     job: str = ""

@@ -1,26 +1,24 @@
-"""The steps of a run on platform `local`, in order: plan, upload, train, deploy, measure, report, down."""
+"""The steps of a run on any platform, in order: plan, upload, train, deploy, measure, report, down."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from containers.artifact import MANIFEST
 from harness import checks, evaluate, invoke, plan as plans, record as records, report, runfile, stacks
-from harness.emulator.hosting import Endpoint
-from harness.errors import Interrupted, InvalidInput, MissingPrerequisite
+from harness.errors import Interrupted, InvalidInput
 from harness.estimate import cpu
 from harness.evaluate import HeldOut, Score
 from harness.plan import Deployment, Plan
-from harness.platforms.local import Local
+from harness.platforms import targets
 from harness.platforms.meter import Meter
-from harness.profile import LOCAL
+from harness.platforms.platform import Platform
+from harness.platforms.targets import DIRECT, Target
 from harness.record import Record
 from harness.reporter import Reporter
 from harness.runfile import RunFile
@@ -38,26 +36,32 @@ class Run:
     plan: Plan
 
 
-def start(path: Path, measured: bool = False) -> Run:
+def start(path: Path, measured: bool = False, target: Target = DIRECT) -> Run:
     """Check the run file, make the plan, and only then a record."""
     path = runfile.find(path)
     stack = stacks.get(stacks.DEFAULT)
     file = checks.load(path, stack, measured)
-    plan = plans.make(file, stack, LOCAL, records.new_id(file.name))
-    files = {"run.json": file.model_dump_json(indent=2) + "\n", "plan.json": plan.to_json() + "\n"}
+    plan = plans.make(file, stack, target.profile, records.new_id(file.name))
+    files = {
+        "run.json": file.model_dump_json(indent=2) + "\n",
+        "plan.json": plan.to_json() + "\n",
+        **targets.files(target),
+    }
     return Run(records.create(plan.run_id, path, files), file, plan)
 
 
-def start_or_continue(argument: Path, measured: bool = False) -> Run:
-    """A run file starts a run; the id of a run goes on with it."""
+def start_or_continue(argument: Path, measured: bool = False, platform: str = "", region: str = "") -> Run:
+    """A run file starts a run on `platform`; the id of a run goes on with it where it was started."""
     if argument.parent == Path() and not argument.is_file():
         for record in records.all_records():
             if record.id == argument.name:
                 run = resume(record)
+                if platform and platform != targets.of(record).platform:
+                    raise InvalidInput(f"run {record.id} is on platform {targets.of(record).platform}")
                 if measured and (problems := checks.check_measurable(run.file)):
                     raise InvalidInput.of(problems)
                 return run
-    return start(argument, measured)
+    return start(argument, measured, targets.choose(platform, region))
 
 
 def resume(record: Record) -> Run:
@@ -67,41 +71,26 @@ def resume(record: Record) -> Run:
 
 
 @contextmanager
-def working_on(run: Run, verb: str, reporter: Reporter, executor: str = "") -> Iterator[Local]:
+def working_on(run: Run, verb: str, reporter: Reporter, executor: str = "") -> Iterator[Platform]:
     """Hold the run, settle what a crash has left, and say how to go on after an interruption.
 
-    `executor` is one of executors.NAMES, or what the run had, or `process`.
+    `executor` is one of executors.NAMES, or what the run had, or `process`; by direct call only.
     """
-    with run.record.held(verb):
-        platform = Local(run.record, reporter.say, executor)
+    with run.record.held(verb), targets.opened(run.record, reporter.say, executor=executor) as platform:
         try:
             platform.settle()
             yield platform
         except Interrupted as error:
-            target = run.record.id
-            raise Interrupted(
-                error.signum, f"interrupted; {_where(run.record)}", f"go on: harness {verb} {target}"
-            ) from None
+            what, hint = platform.where()
+            raise Interrupted(error.signum, what, hint or f"go on: harness {verb} {run.record.id}") from None
 
 
-def _where(record: Record) -> str:
-    """Where things stand, in a few words."""
-    job = record.read_json("job.json") or {}
-    status = job.get("status")
-    if status == "Completed":
-        return "the model is trained"
-    if (record.path / "job" / "model" / MANIFEST).is_file():
-        return "the model is trained and not packed yet"
-    steps = [int(p.name.split("-")[1]) for p in (record.path / "job" / "checkpoints").glob("checkpoint-*")]
-    return f"training stands at step {max(steps)}, saved" if steps else "training has no checkpoint yet"
-
-
-def train(run: Run, platform: Local, reporter: Reporter) -> None:
+def train(run: Run, platform: Platform, reporter: Reporter) -> None:
     """Upload what the job needs, then run it to its end; nothing is done that is done already."""
-    platform.check(run.plan.stack)  # before anything takes time
+    platform.check(run.file, run.plan)
     platform.upload(run.file, run.plan)
-    _check_disk(run, platform)
-    _say_estimate(platform, run.file, reporter)
+    if platform.here:
+        _say_estimate(platform, run.file, reporter)
     follow = _LogFollower(run.record.log, reporter)
     artifact = platform.train(
         run.plan, lambda status, text: reporter.say(f"{status}: {text}" if text else status), follow
@@ -110,17 +99,7 @@ def train(run: Run, platform: Local, reporter: Reporter) -> None:
     reporter.say(f"artifact: {artifact}")
 
 
-def _check_disk(run: Run, platform: Local) -> None:
-    """Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), the artifact, its archive."""
-    prefix = plans.model_prefix(run.file, LOCAL, run.plan.run_id)
-    model = sum(path.stat().st_size for _, path in platform.store.files(prefix))
-    need, free = 14 * model + 200_000_000, shutil.disk_usage(run.record.path).free
-    if free < need:
-        what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
-        raise MissingPrerequisite(what, "checkpoints, artifact and its archive", "free some, or set HARNESS_RUNS_DIR")
-
-
-def _say_estimate(platform: Local, run: RunFile, reporter: Reporter) -> None:
+def _say_estimate(platform: Platform, run: RunFile, reporter: Reporter) -> None:
     file = platform.channels(run).get("train")
     if file is None:
         return
@@ -158,15 +137,17 @@ class _LogFollower:
                 self.reporter.progress(f"training, loss {match[3]}", int(match[1]), int(match[2]))
 
 
-def deploy(platform: Local, deployment: Deployment, reporter: Reporter, port: int | None = None) -> Endpoint:
-    """One endpoint, InService."""
+def deploy(
+    platform: Platform, deployment: Deployment, reporter: Reporter, port: int | None = None, ttl: float | None = None
+) -> Any:
+    """One endpoint, InService. `ttl`: seconds until `down --expired` takes it down, instead of the profile's."""
     reporter.say(f"endpoint {deployment.endpoint_name}: Creating")
-    endpoint = platform.deploy(deployment, lambda: None, port)
-    reporter.say(f"endpoint {endpoint.name}: InService on 127.0.0.1:{endpoint.port}")
+    endpoint = platform.deploy(deployment, lambda: None, port, ttl)
+    reporter.say(f"endpoint {endpoint.name}: InService on {platform.address(endpoint)}")
     return endpoint
 
 
-def measure(run: Run, platform: Local, meter: Meter, reporter: Reporter, keep: bool) -> dict[str, Any]:
+def measure(run: Run, platform: Platform, meter: Meter, reporter: Reporter, keep: bool) -> dict[str, Any]:
     """Base and tuned model over the test rows, each through its own endpoint; no row is asked twice.
 
     `keep` leaves the tuned model's endpoint running.
@@ -195,11 +176,20 @@ def measure(run: Run, platform: Local, meter: Meter, reporter: Reporter, keep: b
                 if not stays:
                     with meter.phase(f"delete_{which}"):
                         platform.delete(endpoint)
+        else:
+            _delete_left(platform, deployment)
         scores[which] = evaluate.score(rows, labels, answers)
     return _result(run.record, rows, scores)
 
 
-def _ask_all(platform: Local, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter) -> list[str]:
+def _delete_left(platform: Platform, deployment: Deployment) -> None:
+    """The endpoint of a model that is measured already: a run was killed before it could delete it."""
+    for endpoint in list(platform.endpoints()):
+        if endpoint.name == deployment.endpoint_name:
+            platform.delete(endpoint)
+
+
+def _ask_all(platform: Platform, endpoint: Any, rows: list[HeldOut], which: str, reporter: Reporter) -> list[str]:
     answers: list[str] = []
     for start_at in range(0, len(rows), ASK_BATCH):
         prompts = [row.prompt for row in rows[start_at : start_at + ASK_BATCH]]
@@ -236,9 +226,10 @@ def _result(record: Record, rows: list[HeldOut], scores: dict[str, Score]) -> di
     return result
 
 
-def finish(record: Record, result: dict[str, Any], meter: Meter) -> None:
+def finish(record: Record, platform: Platform, result: dict[str, Any], meter: Meter) -> None:
     """result.json and report.html."""
-    manifest = _manifest(record)
+    outputs = platform.outputs()
+    manifest = _manifest(outputs)
     result |= {
         "seconds": {name: round(value, 2) for name, value in meter.seconds.items()},
         "peak_rss_mb": round(meter.peak_rss_mb),
@@ -247,15 +238,13 @@ def finish(record: Record, result: dict[str, Any], meter: Meter) -> None:
         "dtype": manifest.get("dtype", ""),
     }
     record.write_json("result.json", result)
-    record.write_text(
-        "report.html", report.html(result, report.read_metrics(record.path / "job" / "output" / "data"))
-    )
+    record.write_text("report.html", report.html(result, report.read_metrics(outputs)))
 
 
-def _manifest(record: Record) -> dict[str, Any]:
+def _manifest(folder: Path) -> dict[str, Any]:
     from containers.artifact import ArtifactError, read_manifest
 
     try:
-        return asdict(read_manifest(record.path / "job" / "model"))
+        return asdict(read_manifest(folder))
     except ArtifactError:
         return {}

@@ -19,7 +19,7 @@ from harness import checks, invoke, plan as plans, record as records, report, st
 from harness.errors import HarnessError, Interrupted, InvalidInput, JobFailed, MissingPrerequisite
 from harness.paths import runs_dir
 from harness.platforms import steps, verify_jobs
-from harness.platforms.local import Local
+from harness.platforms.direct import Direct
 from harness.platforms.steps import Run
 from harness.platforms.verify_jobs import DEVICES, PREPARED, Jobs
 from harness.profile import LOCAL
@@ -54,7 +54,7 @@ class Bench:
 
     run: Run
     jobs: Jobs
-    platform: Local
+    platform: Direct
     device: str
     reporter: Reporter
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -278,6 +278,7 @@ def carry_out(run: Run, jobs: Jobs, device: str, reporter: Reporter) -> Bench:
     """
     try:
         with steps.working_on(run, "verify", reporter) as platform:
+            assert isinstance(platform, Direct)  # a verify run is started without a platform
             bench = Bench(run, jobs, platform, device, reporter)
             for image in ("train", "serve"):
                 found = bench.job(f"host-{image}") / "output" / "data" / "host.json"

@@ -1,4 +1,4 @@
-"""Platform `local`: the plan's requests carried out on this machine, in this process, on either executor."""
+"""The plan's requests carried out by direct call in this process, on either executor: what runs without a flag."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 from containers import contract
 from containers.artifact import MANIFEST
-from harness import assets, executors, images, plan as plans
-from harness.assets import datasets, djl, models
+from harness import executors, images, plan as plans
+from harness.assets import djl
 from harness.emulator import hosting, invocations
-from harness.emulator.hosting import Endpoint
+from harness.emulator.hosting import Endpoint, Placement
 from harness.emulator.state import ObjectStore
-from harness.emulator.training import OnStatus, TrainingRunner
-from harness.errors import HarnessError, JobFailed, NotFound
+from harness.emulator.training import OnStatus, Setting, TrainingRunner
+from harness.errors import HarnessError, JobFailed, MissingPrerequisite, NotFound
 from harness.executors.spec import Handle
 from harness.interrupts import shielded
 from harness.paths import CACHE, runs_dir
 from harness.plan import Deployment, Plan
+from harness.platforms import sources
 from harness.profile import LOCAL
 from harness.record import Record
 from harness.runfile import RunFile
@@ -31,27 +32,31 @@ PROCESS_IMAGES = {
     "serve_image": f"{LOCAL.image('neuron-serve')}:process",
 }
 EXECUTOR_FILE = "executor.json"
+NEVER = "9999-12-31T00:00:00Z"  # an endpoint here costs nothing, so none expires
 
 
-class Local:
+class Direct:
     """The local SageMaker's functions over one record."""
+
+    here = True
 
     def __init__(self, record: Record, say: Say, executor: str = "") -> None:
         self.record, self.say = record, say
         self.store = ObjectStore(runs_dir() / "s3")
         self._asked_for = executor
 
-    def check(self, stack: str) -> None:
+    def check(self, run: RunFile, plan: Plan) -> None:
         """The executor can run both roles; which one it is, and its images, are recorded from now on.
 
         Raises MissingPrerequisite before anything takes time.
         """
+        del run
         recorded = self.record.read_json(EXECUTOR_FILE) or {}
         name = self._asked_for or recorded.get("executor", executors.NAMES[0])
         for role in ("train", "serve"):
             executors.named(name).check_environment(role)
         if name != recorded.get("executor"):
-            found = images.on_this_machine(stack) if name == "docker" else PROCESS_IMAGES
+            found = images.on_this_machine(plan.stack) if name == "docker" else PROCESS_IMAGES
             self.record.write_json(EXECUTOR_FILE, {"executor": name, **found})
 
     def _executor(self) -> tuple[str, dict[str, str]]:
@@ -61,28 +66,31 @@ class Local:
 
     def upload(self, run: RunFile, plan: Plan) -> None:
         """Assets and data where the plan's channels and model data point to."""
-        if run.model.id in assets.MODELS:
-            folder = models.directory(assets.MODELS[run.model.id], CACHE, self.say)
+        folder = sources.model_folder(run, self.say)
+        if folder is not None:
             self.store.put_tree(folder, plans.model_prefix(run, LOCAL, plan.run_id))
-        elif run.model.is_directory:
-            self.store.put_tree(Path(run.model.id), plans.model_prefix(run, LOCAL, plan.run_id))
         for channel, path in self.channels(run).items():
             if channel != "test":
                 prefix = f"s3://{LOCAL.bucket}/runs/{plan.run_id}/channels/{channel}"
                 self.store.put_file(path, f"{prefix}/{path.name}")
+        self._check_disk(plans.model_prefix(run, LOCAL, plan.run_id))
+
+    def _check_disk(self, prefix: str) -> None:
+        """Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), artifact and archive."""
+        model = sum(path.stat().st_size for _, path in self.store.files(prefix))
+        need, free = 14 * model + 200_000_000, shutil.disk_usage(self.record.path).free
+        if free < need:
+            what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
+            hint = "free some, or set HARNESS_RUNS_DIR"
+            raise MissingPrerequisite(what, "checkpoints, artifact and its archive", hint)
 
     def channels(self, run: RunFile) -> dict[str, Path]:
-        """The data files by channel, made if they are not there; `test` stays with the harness."""
-        folder = self.record.path / "channels"
-        if run.data.id in assets.DATA_SETS:
-            made = {name: folder / name / f"{name}.jsonl" for name in datasets.CHANNELS}
-            if all(path.exists() for path in made.values()):
-                return made
-            assert run.data.examples and run.data.prompt and run.data.labels  # the plan has checked
-            rows = datasets.examples(assets.DATA_SETS[run.data.id], CACHE, self.say)
-            split = datasets.split(rows, run.data.examples.model_dump(), run.data.seed)
-            return datasets.write_channels(split, run.data.prompt, run.data.labels, folder)
-        return {k: Path(v) for k in datasets.CHANNELS if (v := getattr(run.data, k)) is not None}
+        """The data files by channel; `test` stays with the harness."""
+        return sources.channels(run, self.record, self.say)
+
+    def outputs(self) -> Path:
+        """What the job left in /opt/ml/output/data."""
+        return self.record.path / "job" / "output" / "data"
 
     def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
         """CreateTrainingJob to its end, or on from where it was interrupted; the artifact's URI.
@@ -93,8 +101,9 @@ class Local:
         request = plans.resolve(plan.create_training_job, known)
         folder = self.record.path / "job"
         before = self.record.read_json("job.json") or {}
+        setting = Setting(executor=executor)
         runner = TrainingRunner(
-            request, self.store, folder, self.record.log, on_status, lambda job: self._save_job(vars(job)), executor
+            request, self.store, folder, self.record.log, on_status, lambda job: self._save_job(vars(job)), setting
         )
         if before.get("status") == "Completed" and self.store.path(before["model_artifacts"]).is_file():
             return str(before["model_artifacts"])
@@ -132,7 +141,7 @@ class Local:
             log,
             lambda *_: None,
             lambda job: self._save_job(vars(job), f"jobs/{name}.json"),
-            executor,
+            Setting(executor=executor),
         )
         job = runner.run_container()
         job = runner.upload() if job.status == "InProgress" else job
@@ -152,7 +161,7 @@ class Local:
             self._settle_job(job)
         for folder in (self.record.path, self.store.path(f"s3://{LOCAL.bucket}/runs/{self.record.id}")):
             for path in list(folder.rglob(".*.partial")):
-                _delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                hosting.delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for endpoint in list(self.endpoints()):
             if endpoint.status != "InService" or not executors.of(endpoint.handle).alive(endpoint.handle):
                 self.say(f"endpoint {endpoint.name} was left unfinished or has ended; deleting it")
@@ -175,6 +184,19 @@ class Local:
             self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")
         self._save_job({**job, "status": "Stopped", "secondary_status": "Interrupted", "handle": None})
 
+    def where(self) -> tuple[str, str]:
+        """Where things stand, in a few words; the usual way goes on."""
+        return f"interrupted; {self._where()}", ""
+
+    def _where(self) -> str:
+        status = (self.record.read_json("job.json") or {}).get("status")
+        if status == "Completed":
+            return "the model is trained"
+        if (self.record.path / "job" / "model" / MANIFEST).is_file():
+            return "the model is trained and not packed yet"
+        steps = [int(p.name.split("-")[1]) for p in (self.record.path / "job" / "checkpoints").glob("checkpoint-*")]
+        return f"training stands at step {max(steps)}, saved" if steps else "training has no checkpoint yet"
+
     def artifact_uri(self) -> str:
         """Where the finished artifact is. Raises NotFound where training has not completed."""
         job = self.record.read_json("job.json") or {}
@@ -182,12 +204,19 @@ class Local:
             raise NotFound(f"run {self.record.id} has no artifact", f"training: {job.get('status', 'not started')}")
         return str(job["model_artifacts"])
 
-    def deploy(self, deployment: Deployment, on_tick: Callable[[], None], port: int | None = None) -> Endpoint:
+    def deploy(
+        self,
+        deployment: Deployment,
+        on_tick: Callable[[], None],
+        port: int | None = None,
+        ttl: float | None = None,
+    ) -> Endpoint:
         """CreateModel, CreateEndpointConfig, CreateEndpoint, then wait until InService; one that is, is kept."""
         for running in self.endpoints():
             if running.name == deployment.endpoint_name and running.status == "InService":
                 return running
         executor, known = self._executor()
+        known["expires"] = NEVER
         if "placeholder" in str(deployment.create_model["PrimaryContainer"]["ModelDataSource"]):
             known["artifact_uri"] = self.artifact_uri()
         name = deployment.endpoint_name
@@ -195,9 +224,9 @@ class Local:
         launchers = (djl.ensure(CACHE, self.say),) if executor == "process" else ()
         self._send("CreateModel", name, model)
         self._send("CreateEndpointConfig", name, deployment.create_endpoint_config)
-        self._send("CreateEndpoint", name, deployment.create_endpoint)
+        self._send("CreateEndpoint", name, plans.resolve(deployment.create_endpoint, known))
         folder = self.record.path / "endpoints" / name
-        _delete_tree(folder)
+        hosting.delete_tree(folder)
         log = self.record.path / "logs" / f"{name}.log"
         window = deployment.create_endpoint_config["ProductionVariants"][0][
             "ContainerStartupHealthCheckTimeoutInSeconds"
@@ -205,7 +234,7 @@ class Local:
         endpoint: Endpoint | None = None
         try:
             with shielded():
-                endpoint = hosting.create(name, model, self.store, folder, log, launchers, port, executor)
+                endpoint = hosting.create(name, model, self.store, folder, log, Placement(launchers, port, executor))
                 self._save_endpoint(endpoint)
             hosting.wait_in_service(endpoint, window, on_tick)
             self._save_endpoint(endpoint)
@@ -214,7 +243,7 @@ class Local:
                 self.delete(endpoint)
             else:
                 executors.named(executor).sweep(name)
-                _delete_tree(folder)
+                hosting.delete_tree(folder)
             raise
         return endpoint
 
@@ -228,6 +257,14 @@ class Local:
             if endpoint.status != "Deleted":
                 yield endpoint
 
+    def expires(self, endpoint: Endpoint) -> str:
+        """Never: it costs nothing."""
+        return ""
+
+    def address(self, endpoint: Endpoint) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{endpoint.port}"
+
     def invoke(self, endpoint: Endpoint, body: dict[str, Any]) -> bytes:
         """InvokeEndpoint."""
         return invocations.invoke(endpoint, body)
@@ -240,7 +277,7 @@ class Local:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel: no process, port or model copy is left."""
         with shielded():
             hosting.delete(endpoint)
-            _delete_tree(self.record.path / "endpoints" / endpoint.name)
+            hosting.delete_tree(self.record.path / "endpoints" / endpoint.name)
             self._save_endpoint(endpoint)
             self.record.note("deleted", kind="endpoint", name=endpoint.name)
 
@@ -257,13 +294,3 @@ class Local:
         """Intent before the act: the resolved request and a ledger line, then the call."""
         self.record.write_json(f"requests/{operation}-{name}.json", request)
         self.record.note("create", operation=operation, name=name)
-
-
-def _delete_tree(folder: Path) -> None:
-    """Also a read-only one."""
-    if not folder.exists():
-        return
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)

@@ -1,0 +1,121 @@
+"""The local SageMaker as a process: `python -m harness.emulator.serve STATE`; started by `harness local up`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from containers import contract
+from harness.emulator import control
+from harness.errors import HarnessError
+
+ACCOUNT = "000000000000"
+THREADS = 48  # each invocation holds one until its container has answered
+LONGEST_STOP = contract.TRAIN_STOP_WAIT + 60  # seconds: a job's TERM and its upload
+
+
+def main(words: list[str]) -> int:
+    """Serve until TERM; then containers get their time."""
+    parser = argparse.ArgumentParser(prog="python -m harness.emulator.serve")
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--region", default="us-west-2")
+    parser.add_argument("--executor", default="process")
+    args = parser.parse_args(words)
+    args.state.mkdir(parents=True, exist_ok=True)
+    args.state = args.state.resolve()
+    with (args.state / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"another process serves {args.state}\n")
+            return 7
+        try:
+            return _serve(args)
+        except HarnessError as error:
+            for problem in error.problems:
+                sys.stderr.write("\n".join(problem.lines()) + "\n")
+            return error.exit_code
+
+
+def _serve(args: argparse.Namespace) -> int:
+    # Read by moto when it is imported: whose account, and path-style addresses whatever the host is called.
+    os.environ.update(MOTO_ACCOUNT_ID=ACCOUNT, S3_IGNORE_SUBDOMAIN_BUCKETNAME="true", MOTO_DISABLE_GLOBAL_CORS="true")
+    os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 20)  # larger parts of uploads wait on the disk
+    import waitress
+
+    from harness.assets import djl
+    from harness.emulator import motoside
+    from harness.emulator.app import MAX_BODY, Front
+    from harness.emulator.objects import SharedStore
+    from harness.emulator.service import Service
+    from harness.paths import CACHE
+    from harness.profile import LOCAL
+
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a full queue of threads is no news
+    store = SharedStore(args.state, ACCOUNT)
+    store.load(args.region)
+    if LOCAL.bucket not in store.backend.buckets:
+        store.backend.create_bucket(LOCAL.bucket, args.region)
+        store.after_request(LOCAL.bucket, "")
+    roles = motoside.Roles(ACCOUNT)
+    roles.ensure("local")
+    launchers: dict[str, tuple[Path, ...]] = {}
+
+    def launcher() -> tuple[Path, ...]:  # looked for when the first endpoint starts: jobs need none
+        if "djl" not in launchers and args.executor == "process":
+            launchers["djl"] = (djl.ensure(CACHE, lambda text: print(text, flush=True)),)  # noqa: T201
+        return launchers.get("djl", ())
+
+    service = Service(
+        args.state,
+        store,
+        motoside.MotoTelemetry(ACCOUNT),
+        account=ACCOUNT,
+        executor=args.executor,
+        launchers=launcher,
+        role_exists=roles.exists,
+    )
+    service.settle()
+    front = Front(service, store, motoside.application(), {"127.0.0.1", "localhost"})
+    server = waitress.create_server(
+        front,
+        host="127.0.0.1",
+        port=args.port,
+        threads=THREADS,
+        max_request_body_size=MAX_BODY,
+        asyncore_use_poll=True,  # select() ends at file descriptor 1024
+        channel_timeout=900,
+        ident="local-sagemaker",
+        clear_untrusted_proxy_headers=True,
+    )
+    port = int(server.effective_port)
+    _write_json(
+        args.state / control.SERVER, {"pid": os.getpid(), "port": port, "region": args.region, "account": ACCOUNT}
+    )
+    print(f"{time.strftime('%FT%TZ', time.gmtime())} serving on 127.0.0.1:{port}", flush=True)  # noqa: T201
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal that started it is not meant for it
+    server.run()  # until SystemExit
+    service.close(LONGEST_STOP)
+    (args.state / control.SERVER).unlink(missing_ok=True)
+    print(f"{time.strftime('%FT%TZ', time.gmtime())} ended", flush=True)  # noqa: T201
+    return 0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,157 @@
+"""Training jobs of one run on SageMaker: attempts, what is followed while one runs, what it leaves."""
+
+from __future__ import annotations
+
+import random
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.awserrors import is_capacity
+from harness.errors import JobFailed, NotFound
+from harness.interrupts import shielded
+from harness.platforms import elsewhere
+from harness.platforms.follow import LogFollower
+from harness.platforms.platform import OnStatus
+from harness.platforms.resources import RUNNING_JOB, Resources
+from harness.transfer import Transfer
+
+Say = Callable[[str], None]
+ATTEMPTS_FOR_CAPACITY = 3  # then a person decides: another instance type or region
+CAPACITY_WAIT = (30.0, 300.0)  # seconds: the first wait at most, and any wait at most; drawn at random below that
+TELL_EVERY = 60.0  # seconds between two lines that say what is waited for
+
+
+class Jobs:
+    """The run's training job: the first attempt has the run's id, later ones -r2, -r3 behind it."""
+
+    def __init__(self, resources: Resources, transfer: Transfer, region: str, say: Say) -> None:
+        self.resources, self.transfer, self.region, self.say = resources, transfer, region, say
+        self.record, self.poll = resources.record, resources.poll
+        self._told = 0.0
+
+    def train(self, request: dict[str, Any], on_status: OnStatus, on_tick: Callable[[], None]) -> str:
+        """The job to its end; the artifact's URI. One that runs is followed; a failed one gets a next attempt.
+
+        Raises JobFailed with the FailureReason.
+        """
+        refused = 0
+        for name, found in self.attempts():
+            if found is None:
+                # SageMaker gives checkpoints of an earlier attempt to the next one: they have the same prefix.
+                with shielded():
+                    self.resources.create("training-job", {**request, "TrainingJobName": name}, self.region)
+                    self._save_job(name, "InProgress", "Starting")
+            elif found["TrainingJobStatus"] in ("Failed", "Stopped"):
+                continue
+            job = self._follow(name, on_status, on_tick)
+            if job["TrainingJobStatus"] == "Completed":
+                return str(job["ModelArtifacts"]["S3ModelArtifacts"])
+            reason = str(job.get("FailureReason", ""))
+            if is_capacity(reason) and refused + 1 < ATTEMPTS_FOR_CAPACITY:
+                refused += 1
+                self._wait_for_capacity(refused)
+                continue
+            raise self._job_failed(name, job, reason)
+        raise AssertionError("names do not end")
+
+    def attempts(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """(name, DescribeTrainingJob) of the run's first attempt, the second and so on; None for one not made yet."""
+        number = 1
+        while True:
+            name = self.record.id if number == 1 else f"{self.record.id}-r{number}"
+            yield name, self.resources.describe("training-job", name, self.region)
+            number += 1
+
+    def _follow(self, name: str, on_status: OnStatus, on_tick: Callable[[], None]) -> dict[str, Any]:
+        """Status, log and what is waited for, until the job has ended."""
+        log = LogFollower(self.resources.aws, self.record, name, self.region)
+        seen, wait, started = 0, self.poll, time.monotonic()
+        while True:
+            job = self.resources.describe("training-job", name, self.region)
+            if job is None:
+                raise JobFailed(f"training job {name} is gone", "somebody has deleted it")
+            transitions = job.get("SecondaryStatusTransitions", [])
+            for step in transitions[seen:]:
+                on_status(step["Status"], step.get("StatusMessage", ""))
+            ended = job["TrainingJobStatus"] not in RUNNING_JOB
+            lines = log.pump()
+            on_tick()
+            self._save_job(name, job["TrainingJobStatus"], job["SecondaryStatus"], job)
+            if ended:
+                return job
+            if job["SecondaryStatus"] in ("Starting", "Pending"):
+                self._tell_pending(job, time.monotonic() - started)
+            # Longer waits while nothing happens, back to short ones when something does.
+            wait = self.poll if lines or len(transitions) > seen else min(wait * 1.5, 4 * self.poll)
+            seen = len(transitions)
+            time.sleep(wait)
+
+    def _tell_pending(self, job: dict[str, Any], waited: float) -> None:
+        if time.monotonic() - self._told < TELL_EVERY:
+            return
+        self._told = time.monotonic()
+        given_up = job["StoppingCondition"].get("MaxPendingTimeInSeconds")
+        until = f", given up after {given_up / 60:.0f} min (compute.max_pending_seconds)" if given_up else ""
+        instance = job["ResourceConfig"].get("InstanceType", "")
+        self.say(f"waiting {waited / 60:.0f} min for {instance} in {self.region}; not billed{until}")
+
+    def _wait_for_capacity(self, refused: int) -> None:
+        """Full jitter: others wait for the same instances."""
+        first, most = CAPACITY_WAIT
+        wait = random.uniform(0, min(first * 2 ** (refused - 1), most))  # noqa: S311
+        self.say(f"no capacity in {self.region}; attempt {refused + 1} of {ATTEMPTS_FOR_CAPACITY} in {wait:.0f} s")
+        time.sleep(wait)
+
+    def _job_failed(self, name: str, job: dict[str, Any], reason: str) -> JobFailed:
+        self.record.note("ended", kind="training-job", name=name, status=job["TrainingJobStatus"])
+        hint = f"see {self.record.log}"
+        status = job["SecondaryStatus"] if job["TrainingJobStatus"] == "Stopped" else job["TrainingJobStatus"]
+        if is_capacity(reason) or status == "MaxWaitTimeExceeded":
+            hint = elsewhere.hint(job["ResourceConfig"].get("InstanceType", ""), self.region)
+        elif status == "Stopped":
+            hint = f"go on from its last checkpoint: harness train {self.record.id}"
+        elif status == "MaxRuntimeExceeded":
+            hint = f"raise compute.max_runtime_seconds; its checkpoint stays: harness train {self.record.id}"
+        return JobFailed(f"training job {name} ended as {status}", reason, hint)
+
+    def _save_job(self, name: str, status: str, secondary: str, job: dict[str, Any] | None = None) -> None:
+        job = job or {}
+        self.record.write_json(
+            "job.json",
+            {
+                "name": name,
+                "region": self.region,
+                "status": status,
+                "secondary_status": secondary,
+                "failure_reason": job.get("FailureReason", ""),
+                "model_artifacts": job.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
+                "billable_seconds": job.get("BillableTimeInSeconds"),
+            },
+        )
+
+    def outputs(self) -> Path:
+        """output.tar.gz beside the artifact, unpacked into the record."""
+        folder = self.record.path / "outputs"
+        job = self.record.read_json("job.json") or {}
+        uri = str(job.get("model_artifacts", "")).removesuffix("model.tar.gz") + "output.tar.gz"
+        if not folder.is_dir() and job.get("model_artifacts") and self.transfer.head(uri, self.region):
+            archive = self.record.path / "output.tar.gz"
+            self.transfer.download(uri, archive, self.region)
+            with tarfile.open(archive, "r:gz") as tar:
+                tar.extractall(folder, filter="data")
+            archive.unlink()
+        return folder
+
+    def artifact_uri(self) -> str:
+        """Where the finished artifact is. Raises NotFound where no attempt has completed."""
+        for _, found in self.attempts():
+            if found is None or found["TrainingJobStatus"] in RUNNING_JOB:
+                status = found["TrainingJobStatus"] if found else "not started"
+                hint = f"wait for it: harness train {self.record.id}"
+                raise NotFound(f"run {self.record.id} has no artifact", f"training: {status}", hint)
+            if found["TrainingJobStatus"] == "Completed":
+                return str(found["ModelArtifacts"]["S3ModelArtifacts"])
+        raise AssertionError("names do not end")

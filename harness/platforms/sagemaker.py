@@ -1,0 +1,197 @@
+"""Platform `sagemaker`: the plan's requests by boto3, to AWS or to a local SageMaker; the code is the same.
+
+Nothing about a job or endpoint is believed from the record: each step asks SageMaker what there is under the run's
+deterministic names and goes on from that, so a command that was killed is repeated and does no work twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import plan as plans
+from harness.aws import Aws
+from harness.errors import EndpointFailed
+from harness.interrupts import shielded
+from harness.plan import Deployment, Plan
+from harness.platforms import ending, preflight, resources, sources
+from harness.platforms.follow import TRAINING_GROUP, Streams, endpoint_group
+from harness.platforms.jobs import Jobs, Say
+from harness.platforms.platform import OnStatus
+from harness.platforms.remote import Endpoints, RemoteEndpoint
+from harness.platforms.resources import DELETION, RUNNING_JOB, Resources
+from harness.profile import Profile
+from harness.record import Record
+from harness.runfile import RunFile
+from harness.transfer import Transfer, split
+
+
+class SageMaker:
+    """One run's requests. `images` has the digests for the plan's placeholders; looked up in ECR where None."""
+
+    def __init__(self, record: Record, profile: Profile, say: Say, images: dict[str, str] | None = None) -> None:
+        self.record, self.profile, self.say = record, profile, say
+        self.serving = profile.serving
+        self.aws = Aws(profile)
+        self.transfer = Transfer(self.aws, record, self._on_bytes)
+        # A local SageMaker answers at once; on AWS jobs take minutes and Describe calls are throttled per account.
+        self.resources = Resources(self.aws, record, poll=0.2 if profile.endpoint_url else 5.0)
+        self.jobs = Jobs(self.resources, self.transfer, profile.region, say)
+        self.hosting = Endpoints(self.resources, self.serving.region, profile.endpoint_hours, say)
+        self.here = bool(profile.endpoint_url)
+        self._images = images
+        self._told = 0.0
+
+    def check(self, run: RunFile, plan: Plan) -> None:
+        """Account, role, bucket, images, network, quotas."""
+        preflight.check(self.aws, self.profile, run, self.say)
+        self.images()
+
+    def images(self) -> dict[str, str]:
+        """The images by digest: looked up once a run, so that training and serving stay with what was checked."""
+        if self._images is None:
+            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile)
+            self.record.write_json("images.json", self._images)
+        return self._images
+
+    def upload(self, run: RunFile, plan: Plan) -> None:
+        """Model and data; the base model also to where its endpoint will be, if that is another region."""
+        folder = sources.model_folder(run, self.say)
+        sent = 0
+        if folder is not None:
+            for profile in {id(p): p for p in (self.profile, self.serving)}.values():
+                if profile is self.profile or plan.base is not None:
+                    prefix = plans.model_prefix(run, profile, plan.run_id)
+                    sent += self.transfer.upload(folder, prefix, profile.region)
+        for channel, path in self.channels(run).items():
+            if channel != "test":
+                prefix = f"s3://{self.profile.bucket}/runs/{plan.run_id}/channels/{channel}"
+                sent += self.transfer.upload(path, prefix, self.profile.region)
+        if sent:
+            self.say(f"uploaded {sent / 1e6:.1f} MB to s3://{self.profile.bucket}")
+
+    def _on_bytes(self, label: str, done: int, total: int) -> None:
+        if done < total and time.monotonic() - self._told > 10:
+            self._told = time.monotonic()
+            self.say(f"uploading {label}: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+    def channels(self, run: RunFile) -> dict[str, Path]:
+        """The data files by channel; `test` stays with the harness."""
+        return sources.channels(run, self.record, self.say)
+
+    def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
+        """The job to its end; the artifact's URI. Raises JobFailed with the FailureReason."""
+        return self.jobs.train(plans.resolve(plan.create_training_job, self.images()), on_status, on_tick)
+
+    def outputs(self) -> Path:
+        """What the job left in /opt/ml/output/data."""
+        return self.jobs.outputs()
+
+    def settle(self) -> None:
+        """Delete configurations and models whose endpoint is not there: a killed command was making or deleting it.
+
+        What runs, runs on without us; every step asks SageMaker what there is.
+        """
+        kept = {endpoint.name for endpoint in self.endpoints()}
+        for name, region in {(m.name, m.region) for m in self.resources.made() if m.kind in DELETION}:
+            if name not in kept:
+                self.hosting.remove(name, region)
+
+    def where(self) -> tuple[str, str]:
+        """A job that runs goes on, and is paid for; this says how to follow it again and how to stop it."""
+        job = self.record.read_json("job.json") or {}
+        run_id, region = self.record.id, self.profile.region
+        if job.get("status") in RUNNING_JOB:
+            paid = "" if self.profile.endpoint_url else " and is paid for"
+            hint = f"follow it: harness train {run_id}; stop it: harness down {run_id}"
+            return f"detached; training job {job['name']} goes on in {region}{paid}", hint
+        done = "the model is trained" if job.get("status") == "Completed" else "no training job runs"
+        return f"interrupted; {done}", ""
+
+    def artifact_uri(self) -> str:
+        """Where the finished artifact is: in the serving region's bucket, copied there if that is another."""
+        uri = self.jobs.artifact_uri()
+        if self.serving is self.profile:
+            return uri
+        target = f"s3://{self.serving.bucket}/{split(uri)[1]}"
+        if self.transfer.copy(uri, target, self.profile.region, self.serving.region):
+            self.say(f"copied the artifact to {self.serving.region}")
+        return target
+
+    def deploy(
+        self,
+        deployment: Deployment,
+        on_tick: Callable[[], None],
+        port: int | None = None,
+        ttl: float | None = None,
+    ) -> RemoteEndpoint:
+        """Model, configuration, endpoint, then wait until InService; one that is, is kept."""
+
+        def known() -> dict[str, str]:
+            needs = "placeholder" in str(deployment.create_model["PrimaryContainer"]["ModelDataSource"])
+            return {**self.images(), **({"artifact_uri": self.artifact_uri()} if needs else {})}
+
+        return self.hosting.deploy(deployment, known, on_tick, ttl)
+
+    def endpoints(self) -> Iterator[RemoteEndpoint]:
+        """This run's endpoints: in its ledger and there."""
+        return self.hosting.all()
+
+    def expires(self, endpoint: RemoteEndpoint) -> str:
+        """Its expiry tag."""
+        return ending.expiry_of(self.aws, endpoint.name, endpoint.region)
+
+    def log_streams(self, endpoint: str = "") -> Streams:
+        """The training job's log, or that of the endpoint `base` or `tuned`."""
+        if endpoint:
+            return Streams(self.aws, endpoint_group(f"{self.record.id}-{endpoint}"), "", self.serving.region)
+        job = self.record.read_json("job.json") or {"name": self.record.id}
+        return Streams(self.aws, TRAINING_GROUP, f"{job['name']}/", self.profile.region)
+
+    def address(self, endpoint: RemoteEndpoint) -> str:
+        """Its region, or the local SageMaker's address."""
+        return self.profile.endpoint_url or endpoint.region
+
+    def invoke(self, endpoint: RemoteEndpoint, body: dict[str, Any]) -> bytes:
+        """InvokeEndpoint. Raises EndpointFailed for what the container answered."""
+        return self.hosting.invoke(endpoint, body)
+
+    def invoke_stream(self, endpoint: RemoteEndpoint, body: dict[str, Any]) -> Iterator[bytes]:
+        """InvokeEndpointWithResponseStream: the parts' bytes."""
+        return self.hosting.invoke_stream(endpoint, body)
+
+    def delete(self, endpoint: RemoteEndpoint) -> None:
+        """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order."""
+        with shielded():
+            self.hosting.remove(endpoint.name, endpoint.region)
+
+    def down(self) -> list[str]:
+        """Stop jobs, delete endpoints, configurations and models, give up unfinished uploads; then look again."""
+        gone = []
+        # Also what was deleted: a request of a killed command may have arrived after the deletion that followed it.
+        made = self.resources.made(ever=True)
+        for item in made:
+            if item.kind == "training-job" and self.resources.stop_job(item.name, item.region, self.say):
+                gone.append(item.name)
+        for kind in DELETION:
+            for item in made:
+                if item.kind == kind and self.resources.delete(kind, item.name, item.region, self.say):
+                    gone.append(item.name)
+        self.transfer.abort_all()
+        self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
+        return list(dict.fromkeys(gone))
+
+    def _verify(self, regions: list[str]) -> None:
+        """Ask every region that was used for anything of this run. Raises EndpointFailed naming what is left."""
+        left = []
+        for region in regions:
+            for kind in ("training-job", *DELETION):
+                for name in resources.named(self.aws, kind, self.record.id, region):
+                    found = self.resources.describe(kind, name, region)
+                    ended = kind == "training-job" and found and found["TrainingJobStatus"] not in RUNNING_JOB
+                    if found and not ended and self.resources.is_ours(kind, found, region):
+                        left.append(f"{kind} {name} in {region}")
+        if left:
+            raise EndpointFailed(f"still there: {', '.join(left)}", hint=f"repeat: harness down {self.record.id}")

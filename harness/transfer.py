@@ -1,0 +1,196 @@
+"""Files to S3 and back: nothing is sent twice, and what broke off goes on where it was.
+
+An object carries the SHA-256 of its content as metadata, so one that is there already is known without reading it.
+boto3's own transfer manager gives up a multipart upload that fails; here its id is kept until it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from harness.aws import Aws
+from harness.awserrors import is_missing
+from harness.errors import HarnessError
+from harness.record import Record
+
+SHA = "neuron-harness-sha256"
+# [s3] parts of 5 MiB to 5 GiB, at most 10,000 of them; 64 MiB parts are good for 640 GB and for eight threads.
+PART = 64 * 1024 * 1024
+THREADS = 8
+UPLOADS = "uploads.json"
+
+OnBytes = Callable[[str, int, int], None]
+
+
+def split(uri: str) -> tuple[str, str]:
+    """s3://bucket/key as (bucket, key)."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def files_of(source: Path) -> list[tuple[str, Path]]:
+    """(key relative to `source`, file) of every file below a directory; of a file its name."""
+    if source.is_file():
+        return [(source.name, source)]
+    return sorted((p.relative_to(source).as_posix(), p) for p in source.rglob("*") if p.is_file())
+
+
+class Transfer:
+    """Uploads and downloads of one run; unfinished multipart uploads are in its record."""
+
+    def __init__(self, aws: Aws, record: Record, on_bytes: OnBytes = lambda label, done, total: None) -> None:
+        self.aws, self.record, self.on_bytes = aws, record, on_bytes
+
+    def upload(self, source: Path, prefix: str, region: str = "") -> int:
+        """A directory's files under `prefix`, or one file; returns how many bytes had to be sent."""
+        return sum(self._put(path, f"{prefix.rstrip('/')}/{key}", region) for key, path in files_of(source))
+
+    def _put(self, path: Path, uri: str, region: str) -> int:
+        digest, size = sha256(path), path.stat().st_size
+        there = self.head(uri, region)
+        if there and there["ContentLength"] == size and there.get("Metadata", {}).get(SHA) == digest:
+            return 0
+        bucket, key = split(uri)
+        extra: dict[str, Any] = {"Bucket": bucket, "Key": key, "Metadata": {SHA: digest}, **self._encryption()}
+        if size <= PART:
+            with path.open("rb") as body:
+                self.aws.call("s3", "put_object", region, Body=body, **extra)
+            self.on_bytes(path.name, size, size)
+            return size
+        return self._put_parts(path, uri, region, digest, extra)
+
+    def _encryption(self) -> dict[str, str]:
+        key = self.aws.profile.kms_key
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
+    def head(self, uri: str, region: str = "") -> dict[str, Any] | None:
+        """HeadObject, or None where there is no such object."""
+        bucket, key = split(uri)
+        try:
+            found: dict[str, Any] = self.aws.call("s3", "head_object", region, Bucket=bucket, Key=key)
+        except HarnessError as error:
+            if is_missing(error):
+                return None
+            raise
+        return found
+
+    def _put_parts(self, path: Path, uri: str, region: str, digest: str, extra: dict[str, Any]) -> int:
+        """The parts that are not there yet, then CompleteMultipartUpload. Raises before that if a part fails."""
+        bucket, key = split(uri)
+        where = {"Bucket": bucket, "Key": key}
+        upload_id, parts = self._resume(uri, region, digest)
+        if not upload_id:
+            upload_id = str(self.aws.call("s3", "create_multipart_upload", region, **extra)["UploadId"])
+            self._remember(uri, {"id": upload_id, "sha256": digest, "region": region})
+        size = path.stat().st_size
+        count = -(-size // PART)
+        missing = [n for n in range(1, count + 1) if n not in parts]
+        done = [min(PART, size - (n - 1) * PART) for n in parts]
+
+        def send(number: int) -> tuple[int, str, int]:
+            with path.open("rb") as handle:
+                handle.seek((number - 1) * PART)
+                body = handle.read(PART)
+            answer = self.aws.call(
+                "s3", "upload_part", region, **where, PartNumber=number, UploadId=upload_id, Body=body
+            )
+            return number, str(answer["ETag"]), len(body)
+
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            for number, etag, length in pool.map(send, missing):
+                parts[number] = etag
+                done.append(length)
+                self.on_bytes(path.name, sum(done), size)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C only what is on its way is waited for
+        made = {"Parts": [{"PartNumber": n, "ETag": parts[n]} for n in sorted(parts)]}
+        self.aws.call("s3", "complete_multipart_upload", region, **where, UploadId=upload_id, MultipartUpload=made)
+        self._remember(uri, None)
+        return size
+
+    def _resume(self, uri: str, region: str, digest: str) -> tuple[str, dict[int, str]]:
+        """(upload id, ETag by part) of an upload of the same content that broke off; ("", {}) where there is none."""
+        known = (self.record.read_json(UPLOADS) or {}).get(uri)
+        if not known:
+            return "", {}
+        if known["sha256"] != digest:
+            self.abort(uri)
+            return "", {}
+        bucket, key = split(uri)
+        try:
+            parts = self.aws.pages("s3", "list_parts", "Parts", region, Bucket=bucket, Key=key, UploadId=known["id"])
+            # A part is stored whole or not at all, and S3 has checked it against the client's checksum.
+            return str(known["id"]), {part["PartNumber"]: part["ETag"] for part in parts}
+        except HarnessError as error:
+            if is_missing(error):
+                return "", {}
+            raise
+
+    def _remember(self, uri: str, value: dict[str, str] | None) -> None:
+        uploads = self.record.read_json(UPLOADS) or {}
+        uploads.pop(uri, None)
+        if value is not None:
+            uploads[uri] = value
+        self.record.write_json(UPLOADS, uploads)
+
+    def abort(self, uri: str) -> None:
+        """Give up an unfinished upload: its parts cost storage until somebody does."""
+        known = (self.record.read_json(UPLOADS) or {}).get(uri)
+        if known:
+            bucket, key = split(uri)
+            try:
+                self.aws.call(
+                    "s3", "abort_multipart_upload", known["region"], Bucket=bucket, Key=key, UploadId=known["id"]
+                )
+            except HarnessError as error:
+                if not is_missing(error):
+                    raise
+            self._remember(uri, None)
+
+    def abort_all(self) -> list[str]:
+        """Give up every unfinished upload of the run; returns their URIs."""
+        uris = list(self.record.read_json(UPLOADS) or {})
+        for uri in uris:
+            self.abort(uri)
+        return uris
+
+    def download(self, uri: str, target: Path, region: str = "") -> None:
+        """One object into the file `target`: whole or not at all."""
+        bucket, key = split(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.aws.call("s3", "download_file", region, Bucket=bucket, Key=key, Filename=str(target))
+
+    def copy(self, source: str, target: str, source_region: str, region: str) -> bool:
+        """An object from one region's bucket to another's, by S3 itself; False where it is there already."""
+        there, here = self.head(target, region), self.head(source, source_region)
+        etag = str((here or {}).get("ETag", "")).strip('"')
+        if (
+            there
+            and here
+            and there["ContentLength"] == here["ContentLength"]
+            and there["Metadata"].get("from") == etag
+        ):
+            return False
+        bucket, key = split(target)
+        self.aws.call(
+            "s3",
+            "copy",  # boto3's managed one: in parts where an object is larger than 5 GiB
+            region,
+            CopySource=dict(zip(("Bucket", "Key"), split(source), strict=True)),
+            Bucket=bucket,
+            Key=key,
+            ExtraArgs={"Metadata": {"from": etag}, "MetadataDirective": "REPLACE", **self._encryption()},
+            SourceClient=self.aws.client("s3", source_region),
+        )
+        return True

@@ -4,10 +4,10 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null) python3
 PY := .venv/bin/python
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: help setup check test test-neuron test-fast kill-matrix demo lock generated clean distclean
+.PHONY: help setup check test test-neuron test-aws aws-transcripts test-chaos test-fast kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: ## the three environments and DJL Serving's jars (what demo and test call first)
 	@$(SETUP) harness train serve djl
@@ -26,13 +26,25 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest -m "not docker and not neuron"
+	@$(PY) -m pytest -m "not docker and not neuron and not aws"
 
 NEURON_TESTS := tests/neuron tests/shards tests/tnx tests/conformance tests/test_signature.py tests/test_limits.py
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
 	@$(SETUP) harness train serve neuron
 	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS)
+
+test-aws: ## the local SageMaker: its tests, and the recorded sessions of the AWS CLI, boto3 and sagemaker-core
+	@$(SETUP) harness train serve aws
+	@$(PY) -m pytest -m "emulator or aws" tests/emulator
+
+aws-transcripts: ## record docs/reference/aws-transcripts.md anew
+	@$(SETUP) harness train serve aws
+	@$(PY) -m tests.emulator.aws_session
+
+test-chaos: ## 200 jobs and 20 endpoints, 8 at a time: what is left, how fast it answers
+	@$(SETUP) harness train serve
+	@$(PY) -m tests.chaos
 
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness

@@ -5,10 +5,10 @@ PY := .venv/bin/python
 export EXECUTOR
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: test-aws test-chaos help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: test-aws aws-transcripts test-chaos help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: ## the three environments and DJL Serving's jars (what demo and test call first)
 	@$(SETUP) harness train serve djl
@@ -29,7 +29,7 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest -m "not docker and not neuron"
+	@$(PY) -m pytest -m "not docker and not neuron and not aws"
 
 test-images: ## build, push and pull the images, and run them: needs Docker, debootstrap (or DEBIAN_IMAGE), docker-registry
 	@$(SETUP) harness train djl
@@ -45,17 +45,22 @@ test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, en
 	@$(SETUP) harness train serve neuron
 	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS)
 
+test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and other clients
+	@$(SETUP) harness train serve djl aws
+	@$(PY) -m pytest -m "not docker and not neuron" tests/emulator tests/aws
+
+aws-transcripts: ## record docs/reference/aws-transcripts.md anew
+	@$(SETUP) harness train serve aws
+	@$(PY) -m tests.emulator.aws_session
+
+test-chaos: ## 200 jobs and 20 endpoints at once; then the harness killed between every two steps: half an hour
+	@$(SETUP) harness train serve djl
+	@$(PY) -m tests.chaos.jobs
+	@$(PY) -m tests.chaos.kill_steps
+
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness
 	@$(PY) -m pytest
-
-test-aws: ## accounts, uploads, permissions, and platform sagemaker against the local SageMaker
-	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest -m "not docker and not neuron" tests/aws tests/emulator
-
-test-chaos: ## the harness killed between every two steps of `run --platform local`; half an hour
-	@$(SETUP) harness train serve djl
-	@$(PY) -m tests.chaos.kill_steps
 
 kill-matrix: ## 39 interruptions (verb x moment x signal): each ends clean and goes on; 20 minutes
 	@$(SETUP) harness train serve djl

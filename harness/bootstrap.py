@@ -25,7 +25,7 @@ from harness.errors import HarnessError, MissingPrerequisite, Problem
 from harness.paths import CACHE, ROOT, python_of
 from harness.shell import run
 
-ENVIRONMENTS = ("harness", "train", "serve", "neuron")
+ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws")
 TORCH = "torch==2.13.0"
 LOCKS = ROOT / "locks"
 GIB = 1 << 30
@@ -165,7 +165,7 @@ def ensure_environment(name: str) -> None:
     _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / f"{name}.txt"))
     if name == "harness":
         _link_product(folder)
-    elif name != "neuron":  # that one has an older torch, in its lock
+    elif name in ("train", "serve"):  # neuron has an older torch in its lock, the clients of AWS need none
         _install_torch(into)
     (folder / "setup-complete").write_text(wanted)
 
@@ -223,7 +223,7 @@ def clean(everything: bool) -> None:
     """Delete what can be made again, and say what each thing freed."""
     names = [".runs", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"]
     if everything:
-        names += [".venv", ".venv-train", ".venv-serve", ".venv-neuron", ".cache"]
+        names += [".venv", ".venv-train", ".venv-serve", ".venv-neuron", ".venv-aws", ".cache"]
     total = 0
     for path in (ROOT / name for name in names):
         if path.is_dir():

@@ -91,4 +91,9 @@ def detach(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     return child
 
 
+def reap() -> None:
+    """Take note of servers that were started here and have ended."""
+    _detached[:] = [child for child in _detached if child.poll() is None]
+
+
 _detached: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is dropped complains about a living child

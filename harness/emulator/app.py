@@ -207,10 +207,12 @@ def _decoded(path: str) -> str:
 
 
 def _body(environ: Environ, limit: int) -> bytes:
+    """The whole body, with a length or in chunks; what is too long is not read."""
     length = int(environ.get("CONTENT_LENGTH") or 0)
-    if length > limit:
+    chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
+    data: bytes = environ["wsgi.input"].read(limit + 1 if chunked else length) if length <= limit else b""
+    if max(length, len(data)) > limit:
         raise ApiError("413", f"HTTP content length exceeded {limit} bytes.", 413)
-    data: bytes = environ["wsgi.input"].read(length)
     return data
 
 

@@ -109,6 +109,7 @@ def down(state: Path) -> bool:
                 f"process {server.pid} did not end in {DOWN_WITHIN} s", hint=f"see {state / 'server.log'}"
             )
         time.sleep(0.05)
+    shell.reap()
     return True
 
 

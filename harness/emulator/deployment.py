@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import urllib3
+
 from containers import contract
 from harness import executors
 from harness.emulator import hosting
@@ -34,6 +36,9 @@ class Deployed:
     stream: str
     follower: LogFollower
     made_of: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.pool = urllib3.HTTPConnectionPool("127.0.0.1", self.endpoint.port, maxsize=16)
 
 
 class Asked(Exception):
@@ -266,6 +271,7 @@ class EndpointWorker:
 
     def _remove(self, deployed: Deployed) -> None:
         hosting.delete(deployed.endpoint)
+        deployed.pool.close()
         self._ship(deployed, last=True)
         self._discard(deployed.folder, deployed.endpoint.port)
 

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 from harness import executors
@@ -17,6 +16,7 @@ from harness.emulator.training import Setting, TrainingJob, TrainingRunner
 
 SYNC_EVERY = 5.0  # seconds between two looks at the checkpoints of a running job
 SPOT_WAIT = 1.0  # seconds until a new instance is there; on AWS minutes to hours
+SHOWN_AGAIN = 10_000  # lines of a log after a restart
 INTERNAL = "InternalServerError: We encountered an internal error. Please try again."
 CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance "
@@ -291,6 +291,14 @@ def finish_deletion(service: Service, region: str, name: str) -> None:
     service.jobs.delete(region, name)
 
 
-def log_files(service: Service, region: str, name: str) -> list[Path]:
-    """What a job's containers wrote, attempt by attempt."""
-    return sorted((service.folder / "logs" / region / "training-jobs" / name).glob("*.log"))
+def show_logs(service: Service, region: str, name: str) -> None:
+    """After a restart: what the job's last containers wrote, for CloudWatch Logs, which forgets. Times are of now."""
+    document = service.jobs.get(region, name)
+    if document is None or "epoch" not in document:
+        return
+    folder = service.folder / "logs" / region / "training-jobs" / name
+    for path in sorted(folder.glob(f"attempt-{document['attempt']}*.log")):
+        label = path.stem.partition("-algo-")[2] or "1"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_AGAIN:]
+        stream = f"{name}/algo-{label}-{document['epoch']}"
+        service.telemetry.log(region, TRAINING_GROUP, stream, events(lines))

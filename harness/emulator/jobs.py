@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.emulator import listing
 from harness.emulator.errors import ApiError, invalid, not_implemented
-from harness.emulator.jobrun import JobWorker, finish_deletion
+from harness.emulator.jobrun import JobWorker, finish_deletion, show_logs
 from harness.emulator.rules import check_training_job
 from harness.emulator.service import Service, must, now
 from harness.emulator.tags import take_tags
@@ -145,6 +145,7 @@ def settle(service: Service) -> None:
     of an instance. Any other has failed, as on AWS after an internal error.
     """
     for region, name, document in service.jobs.rows():
+        show_logs(service, region, name)
         status = document["describe"]["TrainingJobStatus"]
         if status == "Deleting":
             finish_deletion(service, region, name)

@@ -44,11 +44,10 @@ class Answer:
 
 
 class Runtime:
-    """One pool of connections to all containers."""
+    """Invocations of one service's endpoints."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._pool = urllib3.PoolManager(maxsize=16)
 
     def invoke(self, region: str, name: str, headers: Mapping[str, str], body: bytes, stream: bool) -> Answer:
         """Raises ApiError as the service answers: ValidationError, ModelError, ServiceUnavailable."""
@@ -97,9 +96,9 @@ class Runtime:
             raise self._model_error(region, name, deployed, 0, TIMED_OUT)
         passed = {header: headers[header] for header in PASSED_IN if headers.get(header)}
         try:
-            answer = self._pool.request(
+            answer = deployed.pool.request(
                 "POST",
-                f"http://127.0.0.1:{deployed.endpoint.port}/invocations",
+                "/invocations",
                 body=body,
                 headers=passed,
                 timeout=urllib3.Timeout(connect=contract.PING_TIMEOUT, read=contract.INVOCATION_TIMEOUT),

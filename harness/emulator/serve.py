@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import logging
 import os
 import signal
 import sys
 import time
+import traceback as tracebacks
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _serve(args: argparse.Namespace) -> int:
     # Read by moto when it is imported: whose account, and path-style addresses whatever the host is called.
     os.environ.update(MOTO_ACCOUNT_ID=ACCOUNT, S3_IGNORE_SUBDOMAIN_BUCKETNAME="true", MOTO_DISABLE_GLOBAL_CORS="true")
     os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 20)  # larger parts of uploads wait on the disk
-    import waitress
+    from cheroot import wsgi
 
     from harness.assets import djl
     from harness.emulator import motoside
@@ -60,7 +61,6 @@ def _serve(args: argparse.Namespace) -> int:
     from harness.paths import CACHE
     from harness.profile import LOCAL
 
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a full queue of threads is no news
     store = SharedStore(args.state, ACCOUNT)
     store.load(args.region)
     if LOCAL.bucket not in store.backend.buckets:
@@ -86,29 +86,40 @@ def _serve(args: argparse.Namespace) -> int:
     )
     service.settle()
     front = Front(service, store, motoside.application(), {"127.0.0.1", "localhost"})
-    server = waitress.create_server(
+    server = wsgi.Server(
+        ("127.0.0.1", args.port),
         front,
-        host="127.0.0.1",
-        port=args.port,
-        threads=THREADS,
-        max_request_body_size=MAX_BODY,
-        asyncore_use_poll=True,  # select() ends at file descriptor 1024
-        channel_timeout=900,
-        ident="local-sagemaker",
-        clear_untrusted_proxy_headers=True,
+        numthreads=THREADS,
+        server_name="local-sagemaker",
+        request_queue_size=128,
+        timeout=120,  # seconds that a client may keep an idle connection
     )
-    port = int(server.effective_port)
+    server.keep_alive_conn_limit = 512
+    server.max_request_body_size = MAX_BODY
+    server.error_log = _log  # type: ignore[method-assign]
+    server.prepare()
+    port = int(server.bind_addr[1])
     _write_json(
         args.state / control.SERVER, {"pid": os.getpid(), "port": port, "region": args.region, "account": ACCOUNT}
     )
     print(f"{time.strftime('%FT%TZ', time.gmtime())} serving on 127.0.0.1:{port}", flush=True)  # noqa: T201
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal that started it is not meant for it
-    server.run()  # until SystemExit
+    with suppress(SystemExit):
+        server.serve()
     service.close(LONGEST_STOP)
+    server.stop()
     (args.state / control.SERVER).unlink(missing_ok=True)
     print(f"{time.strftime('%FT%TZ', time.gmtime())} ended", flush=True)  # noqa: T201
     return 0
+
+
+def _log(msg: str = "", level: int = 20, traceback: bool = False) -> None:
+    """What the HTTP server has to say (its own signature); a client that has left is no news."""
+    if isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+        return
+    sys.stderr.write(f"{msg}\n{tracebacks.format_exc() if traceback else ''}")
+    sys.stderr.flush()
 
 
 def _write_json(path: Path, value: Any) -> None:

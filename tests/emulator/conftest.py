@@ -55,10 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def sm(server: Server) -> Any:
-    return client(server, "sagemaker")
-
-
-@pytest.fixture
-def aws(server: Server) -> Requests:
-    return Requests(server, client)
+def aws(server: Server) -> Iterator[Requests]:
+    made = Requests(server, client)
+    yield made
+    made.close()

@@ -19,9 +19,19 @@ class Requests:
 
     def __init__(self, server: Any, client: Callable[..., Any]) -> None:
         self.server = server
-        self.client = lambda service, **options: client(server, service, **options)
+        self._made: list[Any] = []
+        self._client = client
         self.sm, self.s3 = self.client("sagemaker"), self.client("s3")
         self.runtime, self.logs = self.client("sagemaker-runtime"), self.client("logs")
+
+    def client(self, service: str, **options: Any) -> Any:
+        self._made.append(self._client(self.server, service, **options))
+        return self._made[-1]
+
+    def close(self) -> None:
+        """botocore leaves its connections to the garbage collector, which complains."""
+        for client in self._made:
+            client.close()
 
     def job(self, name: str, code: str = QUICK, **changes: Any) -> dict[str, Any]:
         """A CreateTrainingJob request; `changes` replace members, None leaves one out."""

@@ -32,6 +32,8 @@ ELSEWHERE = {
     "transformers.PreTrainedModel.get_decoder": "transformers.LlamaForCausalLM.get_decoder",
     "transformers.PretrainedConfig.use_cache": "transformers.LlamaConfig.use_cache",
 }
+# Classes that take the keywords of a table of theirs: where it stands.
+TABLES = {"botocore.config.Config": "botocore.config.Config.OPTION_DEFAULTS"}
 # Keywords that an override of ours adds, because upstream lacks them: evaluation of 0.0.28 raises TypeError.
 ADDED = {("optimum.neuron.NeuronTrainer.compute_loss", "return_outputs")}
 USES = [use for reader in uses.read(uses.CHECKED, uses.files()) for use in reader.uses()]
@@ -79,8 +81,17 @@ def _takes(source: Tree, name: str, signature: Signature, keyword: str, use: Use
         return True
     if not signature.any_keyword:
         return False
+    if name in TABLES:
+        return keyword in words(source, TABLES[name])
     others = [source.resolve(other) for other in HANDS_ON.get(name.rpartition(".")[2], ())]
     return any(s is not None and s.takes(keyword) for s in (source.signature(o) for o in others if o))
+
+
+def words(source: Tree, table: str) -> set[str]:
+    """Every string in the definition of `table`."""
+    found = source.resolve(table)
+    assert found is not None and found.node is not None, f"{table} does not exist"
+    return {n.value for n in ast.walk(found.node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
 @pytest.mark.server

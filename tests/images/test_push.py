@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.bootstrap import find_torch_wheel
 from tests.images.conftest import HARNESS, ROOT, docker
 from tests.images.ecr import Ecr
 
@@ -162,8 +163,12 @@ def test_another_image_under_the_same_tag_is_refused_with_the_way_out(
     assert "is there already and is another image" in done.stderr
 
 
-def test_a_changed_line_is_rebuilt_and_pushed_alone(pushed: Path, ecr: Ecr, tmp_path: Path) -> None:
+def test_a_changed_line_is_rebuilt_and_pushed_alone(
+    pushed: Path, ecr: Ecr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a copy of the sources: the base's layers are neither built nor sent again."""
+    if wheel := find_torch_wheel():  # looked for beside the sources, which the copy is not
+        monkeypatch.setenv("WHEELS", str(wheel.parent))
     copy = tmp_path / "copy"
     ignore = shutil.ignore_patterns(".git", ".venv*", ".runs", ".cache", "__pycache__")
     shutil.copytree(ROOT, copy, ignore=ignore)

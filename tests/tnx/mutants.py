@@ -33,10 +33,7 @@ MUTANTS = {
         "(self.compiled / _file_of(kernel)).read_bytes()"
         " if self.compiled and (self.compiled / _file_of(kernel)).exists() else",
     ),
-    "the older name wins": (
-        'kwargs.get("max_num_seqs") is not None',
-        'kwargs.get("batch_size_for_shared_caches") is None',
-    ),
+    "the newer name is not known": ('kwargs.get("max_num_seqs") is not None', "False"),
     "every kind of model is taken": ("assert kind in SUPPORTED", "assert kind"),
     "unknown keywords of NeuronConfig are taken": (
         "unknown = set(kwargs) - set(_NEURON_KEYWORDS)",

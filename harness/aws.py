@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from harness.awserrors import refusal
-from harness.errors import EndpointFailed, InvalidInput, MissingPrerequisite, NotFound, Problem, did_you_mean
+from harness.errors import EndpointFailed, InvalidInput, Problem, did_you_mean
 from harness.profile import Profile
 
 # Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
@@ -226,36 +226,3 @@ def output_problems(service: str, operation: str, response: Mapping[str, Any]) -
     """Every way in which `response` does not fit `operation`'s output shape; times are seconds since the epoch."""
     shape = service_model(service).operation_model(operation).output_shape
     return problems(response, shape) if shape is not None else []
-
-
-class NoSuch(NotFound):
-    """What was asked for is not there."""
-
-
-@lru_cache(maxsize=8)
-def client(service: str, region: str) -> Any:
-    """A boto3 client by the standard credential chain; AWS_ENDPOINT_URL_<SERVICE> names another address."""
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, user_agent_extra="neuron-harness"
-    )
-    return boto3.Session().client(service, region_name=region, config=config)
-
-
-def call(made: Any, operation: str, **request: Any) -> Any:
-    """One API call. Raises NoSuch for what is not there, MissingPrerequisite for every other refusal."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        return getattr(made, operation)(**request)
-    except ClientError as error:
-        said = error.response.get("Error", {})
-        if "NotFound" in said.get("Code", ""):
-            raise NoSuch(f"{operation}: {said.get('Message', '')}") from None
-        raise MissingPrerequisite(f"AWS refused {operation}", f"{said.get('Code')}: {said.get('Message')}") from None
-    except BotoCoreError as error:
-        raise MissingPrerequisite(
-            f"AWS could not be asked for {operation}", str(error), "aws sts get-caller-identity"
-        ) from None

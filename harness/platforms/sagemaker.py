@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import plan as plans
+from harness import plan as plans, stacks
 from harness.aws import Aws
 from harness.errors import EndpointFailed
 from harness.interrupts import shielded
@@ -46,13 +46,13 @@ class SageMaker:
 
     def check(self, run: RunFile, plan: Plan) -> None:
         """Account, role, bucket, images, network, quotas."""
-        preflight.check(self.aws, self.profile, run, self.say)
-        self.images()
+        preflight.check(self.aws, self.profile, run, self.say, plan.stack)
+        self.images(plan.stack)
 
-    def images(self) -> dict[str, str]:
+    def images(self, stack: str = stacks.DEFAULT) -> dict[str, str]:
         """The images by digest: looked up once a run, so that training and serving stay with what was checked."""
         if self._images is None:
-            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile)
+            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile, stack)
             self.record.write_json("images.json", self._images)
         return self._images
 

@@ -85,6 +85,14 @@ class SageMaker:
         """The job to its end; the artifact's URI. Raises JobFailed with the FailureReason."""
         return self.jobs.train(plans.resolve(plan.create_training_job, self.images()), on_status, on_tick)
 
+    def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
+        """A further job to its end, and what it left, downloaded. Raises JobFailed with the FailureReason."""
+        return self.jobs.other(plans.resolve(request, {**self.images(), **known}), lambda: None)
+
+    def trained(self) -> Path:
+        """What the run's training job left, downloaded."""
+        return self.jobs.left(self.jobs.artifact_uri(), self.record.path / "trained")
+
     def outputs(self) -> Path:
         """What the job left in /opt/ml/output/data."""
         return self.jobs.outputs()
@@ -162,6 +170,10 @@ class SageMaker:
         """InvokeEndpointWithResponseStream: the parts' bytes."""
         return self.hosting.invoke_stream(endpoint, body)
 
+    def endpoint_log(self, endpoint: RemoteEndpoint) -> str:
+        """What CloudWatch has of it."""
+        return "\n".join(self.hosting.log(endpoint.name))
+
     def delete(self, endpoint: RemoteEndpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order."""
         with shielded():
@@ -182,6 +194,11 @@ class SageMaker:
         self.transfer.abort_all()
         self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
         return list(dict.fromkeys(gone))
+
+    def forget(self) -> None:
+        """Delete what is under the run's prefix of the bucket: data, checkpoints, artifacts, outputs."""
+        deleted = self.transfer.delete(f"s3://{self.profile.bucket}/runs/{self.record.id}/", self.profile.region)
+        self.say(f"deleted {deleted} objects of s3://{self.profile.bucket}/runs/{self.record.id}/")
 
     def _verify(self, regions: list[str]) -> None:
         """Ask every region that was used for anything of this run. Raises EndpointFailed naming what is left."""

@@ -55,6 +55,12 @@ def _buildx() -> list[Problem]:
     return []
 
 
+def version() -> str:
+    """The engine's and buildx's, in a few words."""
+    server = run(["version", "--format", "{{.Server.Version}}"]).strip()
+    return f"engine {server}, buildx {' '.join(run(['buildx', 'version']).split()[1:2])}"
+
+
 def check(builds: bool = False) -> None:
     """Raises MissingPrerequisite with everything that `problems` finds."""
     if found := problems(builds):

@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export EXECUTOR
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: test-aws aws-transcripts test-chaos help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,12 +39,16 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 	@$(SETUP) harness
 	@$(PY) -m tests.images.verify
 
+test-all: test ## every test there is, each once: needs what test-images needs
+	@$(SETUP) harness train serve djl neuron aws
+	@$(PY) -m pytest -m "docker or neuron or aws"
+
 # Two halves at once, since each waits for one process most of the time; the second one's output comes after the first's.
 NEURON_TESTS := tests/neuron tests/tnx
 NEURON_TESTS_TOO := tests/shards tests/conformance tests/test_signature.py tests/test_limits.py tests/breaks
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
-	@$(SETUP) harness train serve neuron
+	@$(SETUP) harness train serve djl neuron
 	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS_TOO) > .cache/test-neuron.log 2>&1 & too=$$!; \
 	$(PY) -m pytest -m "not docker" $(NEURON_TESTS); code=$$?; \
 	wait $$too || code=$$?; cat .cache/test-neuron.log; exit $$code

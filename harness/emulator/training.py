@@ -10,64 +10,22 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness import executors, interrupts
+from harness import executors
 from harness.emulator.outputs import pack
 from harness.emulator.state import ObjectStore
+from harness.emulator.trainingjob import HERE, Host, Setting, TrainingJob, artifact_uri, hosts_of
 from harness.errors import MissingPrerequisite, NotFound, NotStarted
-from harness.executors.spec import ContainerSpec, Handle, role_of
+from harness.executors.spec import ContainerSpec, Executor, Handle, role_of
 from harness.interrupts import shielded
 
 OnStatus = Callable[[str, str], None]
 
-__all__ = ["Host", "Setting", "TrainingJob", "TrainingRunner", "pack"]
-
-
-@dataclass
-class TrainingJob:
-    """What DescribeTrainingJob would say, under its own names, and the container to find it again by."""
-
-    name: str
-    status: str = "InProgress"
-    secondary_status: str = "Starting"
-    failure_reason: str = ""
-    model_artifacts: str = ""
-    exit_code: int | None = None
-    transitions: list[tuple[str, float]] = field(default_factory=list)
-    handle: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and as whom a job runs; the defaults are platform local's."""
-
-    executor: str = "process"
-    account: str = "000000000000"
-    region: str = "us-west-2"
-    prefix: str = ""
-    """Put before container names, so that two servers on one machine never sweep each other's."""
-    stop: Callable[[], str] = lambda: "Stopped" if interrupts.requested() else ""
-    """Asked ten times a second: why the job is to end now (Stopped, Interrupted, MaxWaitTimeExceeded), or nothing."""
-    uploads_when_stopped: bool = False
-    """As the service does; platform local keeps what it needs to go on in its record instead."""
-    fail_upload: Callable[[], OSError | None] = lambda: None
-    """For faults on demand."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """One host of the job: `label` is algo-N, `name` what the others reach it by."""
-
-    label: str
-    name: str
-    paths: Paths
-    log: Path
-    container: str
+__all__ = ["OnStatus", "Setting", "TrainingRunner", "pack"]
 
 
 class TrainingRunner:
@@ -84,7 +42,7 @@ class TrainingRunner:
         log: Path,
         on_status: OnStatus,
         on_change: Callable[[TrainingJob], None],
-        setting: Setting = Setting(),
+        setting: Setting = HERE,
     ) -> None:
         self.request, self.store = request, store
         self.on_status, self.on_change = on_status, on_change
@@ -103,9 +61,7 @@ class TrainingRunner:
             self._enter("Starting", "preparing the container")
             try:
                 self._download()
-                self.handles = {}
-                for host in self.hosts:
-                    self.handles[host.label] = self.executor.start(self._spec(host))
+                self._start()
             except (NotFound, ValueError) as error:
                 return self.end("Failed", f"ClientError: Data download failed: {error}")
             except (NotStarted, MissingPrerequisite) as error:
@@ -130,6 +86,15 @@ class TrainingRunner:
                 reason = next(filter(None, reasons), f"AlgorithmError: exit code {self.job.exit_code}")
                 return self.end("Failed", reason)
         return self.job
+
+    def _start(self) -> None:
+        """Every host's container, those after the first one when the setting says."""
+        self.handles = {}
+        for host in self.hosts:
+            due = time.monotonic() + (self.setting.hosts_late if len(self.handles) == 1 else 0)
+            while time.monotonic() < due and not self.setting.stop():
+                time.sleep(0.1)
+            self.handles[host.label] = self.executor.start(self._spec(host))
 
     def _watch(self, on_tick: Callable[[], None]) -> str:
         """Wait for the containers' end; why they were stopped, or the empty string. One that fails ends all."""
@@ -168,6 +133,23 @@ class TrainingRunner:
     def _remove(self) -> None:
         for handle in self.handles.values():
             self.executor.remove(handle)
+        if self._network:
+            self.executor.sweep(self._network)  # made, and no host started
+
+    def sweep(self, executor: Executor) -> None:
+        """Whatever `executor` still has of this job, also where a crash has lost the handles."""
+        for name in (*(host.container for host in self.hosts), self._network):
+            if name:
+                executor.sweep(name)
+
+    @property
+    def _network(self) -> str:
+        """What the hosts of this job have in common, and nobody else has."""
+        return f"{self.setting.prefix}{self.job.name}" if len(self.hosts) > 1 else ""
+
+    def kill_largest(self) -> bool:
+        """What happens when a host's memory runs out; False where no container runs yet."""
+        return any(self.executor.kill_largest(handle) for handle in self.handles.values())
 
     def upload(self) -> TrainingJob:
         """Store what the containers left in the output path; may be interrupted and called again."""
@@ -244,6 +226,7 @@ class TrainingRunner:
     def _spec(self, host: Host) -> ContainerSpec:
         name, where = self.job.name, self.setting
         algorithm = self.request["AlgorithmSpecification"]
+        network = not self.request.get("EnableNetworkIsolation", False)
         return ContainerSpec(
             name=host.container,
             role=role_of(algorithm["TrainingImage"], self.request.get("Environment", {})),
@@ -254,11 +237,13 @@ class TrainingRunner:
                 "TRAINING_JOB_NAME": name,
                 "TRAINING_JOB_ARN": f"arn:aws:sagemaker:{where.region}:{where.account}:training-job/{name}",
                 "AWS_REGION": where.region,
+                **(where.environment if network else {"AWS_EC2_METADATA_DISABLED": "true"}),
                 **self.request.get("Environment", {}),
             },
-            network=not self.request.get("EnableNetworkIsolation", False),
+            network=network,
             image=algorithm["TrainingImage"],
             host=host.name,
+            job=self._network,
             entrypoint=tuple(algorithm.get("ContainerEntrypoint", ())),
             arguments=tuple(algorithm.get("ContainerArguments", ())),
         )
@@ -278,27 +263,3 @@ class TrainingRunner:
         self.job.handle = None
         self._enter(secondary, reason.splitlines()[0] if reason else "")
         return self.job
-
-
-def hosts_of(job: str, count: int, folder: Path, log: Path, setting: Setting) -> list[Host]:
-    """The hosts of a job, sorted by letters as SageMaker does (algo-10 before algo-2).
-
-    Processes share this machine's network: each host is a loopback address of its own, because algo-N resolves
-    nowhere. In containers the names are SageMaker's.
-    """
-    if count == 1:
-        name = "127.0.0.1" if setting.executor == "process" else "algo-1"
-        return [Host("algo-1", name, Paths(folder), log, f"{setting.prefix}{job}")]
-    out = []
-    for label in sorted(f"algo-{n}" for n in range(1, count + 1)):
-        name = f"127.0.0.{int(label[5:]) + 1}" if setting.executor == "process" else label
-        path = log.with_name(f"{log.stem}-{label}{log.suffix}")
-        out.append(Host(label, name, Paths(folder / label), path, f"{setting.prefix}{job}-{label}"))
-    return out
-
-
-def artifact_uri(request: dict[str, Any]) -> str:
-    """ModelArtifacts.S3ModelArtifacts: the archive, or the prefix of uncompressed output."""
-    config = request["OutputDataConfig"]
-    root = f"{config['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output"
-    return f"{root}/model" if config.get("CompressionType", "GZIP") == "NONE" else f"{root}/model.tar.gz"

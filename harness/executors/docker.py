@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,11 +21,14 @@ from typing import Any
 import psutil
 
 from containers import contract
+from harness import engine
 from harness.errors import HarnessError, MissingPrerequisite
 from harness.executors.process import PASSED_ON
 from harness.executors.spec import MARKER, ContainerSpec, Handle
 
 START_WAIT = 60  # seconds for the engine to start a container whose image is there
+PULL_WAIT = 3600  # seconds; a Deep Learning Container has 14 GB packed
+NOWHERE = "000000000000."  # the local account's registry, in which images are only named
 RESERVED = 2 << 30  # bytes of the machine's memory that containers leave to it
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
@@ -41,15 +45,11 @@ def _docker(*words: str, check: bool = True, timeout: float = 120) -> str:
         done = subprocess.run(
             ["docker", *words], capture_output=True, text=True, check=False, timeout=timeout, start_new_session=True
         )
-    except FileNotFoundError:
-        raise MissingPrerequisite(
-            "docker is not on this machine", hint="install Docker Engine with buildx, or leave --executor docker out"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise MissingPrerequisite(
-            f"no answer from docker {words[0]} after {timeout:.0f} s", hint="look at the engine: docker info"
-        ) from None
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        engine.check()
+        raise MissingPrerequisite(f"docker {words[0]}: no answer", str(error), "look at: docker info") from None
     if check and done.returncode != 0:
+        engine.check()  # what is wrong with all of it goes before what is wrong with this call
         raise MissingPrerequisite(f"docker {words[0]} failed", done.stderr.strip()[-400:])
     return done.stdout.strip()
 
@@ -57,16 +57,7 @@ def _docker(*words: str, check: bool = True, timeout: float = 120) -> str:
 def check_environment(role: str) -> None:
     """Raises MissingPrerequisite where no engine answers. Whether `role`'s image is there, `start` says."""
     del role
-    try:
-        version = _docker("version", "--format", "{{.Server.Version}}", timeout=30)
-    except MissingPrerequisite as error:
-        if error.problems[0].hint:
-            raise
-        why = error.problems[0].why
-        hint = "start the Docker engine, or leave --executor docker out"
-        raise MissingPrerequisite("no Docker engine answers", why, hint) from None
-    if not version:
-        raise MissingPrerequisite("no Docker engine answers", hint="start the Docker engine")
+    engine.check()
 
 
 def memory_limit() -> int:
@@ -140,8 +131,7 @@ def start(spec: ContainerSpec) -> Handle:
     Raises MissingPrerequisite where the image is not there or the engine cannot start it; nothing is left then.
     """
     check_environment(spec.role)
-    if not _docker("image", "ls", "--quiet", spec.image):
-        raise MissingPrerequisite(f"no image {spec.image} on this machine", hint="run: harness build --stand-in")
+    _need_image(spec.image)
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     _make_network(spec)
     try:
@@ -162,6 +152,21 @@ def start(spec: ContainerSpec) -> Handle:
         raise
     _pids[container] = int(state["Pid"])
     return Handle(spec.name, int(state["Pid"]), time.time(), str(spec.log), executor="docker", id=container)
+
+
+def _need_image(image: str) -> None:
+    """It is here, or is pulled with the credentials of the docker command line. Raises MissingPrerequisite."""
+    if _docker("image", "ls", "--quiet", image):
+        return
+    if image.startswith(NOWHERE):
+        raise MissingPrerequisite(f"no image {image} on this machine", hint="run: harness build --stand-in")
+    try:
+        _docker("pull", "--quiet", image, timeout=PULL_WAIT)
+    except MissingPrerequisite as error:
+        hint = "build it (harness build --stand-in), or log in to its registry: docker login"
+        raise MissingPrerequisite(
+            f"no image {image} on this machine, and none to pull", error.problems[0].why, hint
+        ) from None
 
 
 def _wait_started(container: str, client: subprocess.Popen[bytes], spec: ContainerSpec) -> dict[str, Any]:
@@ -208,6 +213,19 @@ def alive(handle: Handle) -> bool:
     except HarnessError:
         return False
     return state is not None and bool(state["Running"])
+
+
+def kill_largest(handle: Handle) -> bool:
+    """KILL to its largest process; where that is not ours to kill, to the container. False where none runs yet."""
+    lines = _docker("top", handle.id, "-eo", "pid,rss", check=False).splitlines()[1:]
+    sizes = sorted((int(rss), int(pid)) for pid, rss in (line.split() for line in lines))
+    if not sizes:
+        return False
+    try:
+        os.kill(sizes[-1][1], signal.SIGKILL)  # the engine's process ids are this machine's, if it runs on it
+    except OSError:
+        _docker("kill", handle.id, check=False)
+    return True
 
 
 def stop(handle: Handle, wait: float) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import plan as plans
+from harness import plan as plans, stacks
 from harness.aws import Aws
 from harness.errors import EndpointFailed
 from harness.interrupts import shielded
@@ -29,9 +29,11 @@ from harness.transfer import Transfer, split
 
 
 class SageMaker:
-    """One run's requests. `images` has the digests for the plan's placeholders; looked up in ECR where None."""
+    """One run's requests. `images` gives what the placeholders stand for; None: looked up in ECR."""
 
-    def __init__(self, record: Record, profile: Profile, say: Say, images: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, record: Record, profile: Profile, say: Say, images: Callable[[], dict[str, str]] | None = None
+    ) -> None:
         self.record, self.profile, self.say = record, profile, say
         self.serving = profile.serving
         self.aws = Aws(profile)
@@ -41,18 +43,21 @@ class SageMaker:
         self.jobs = Jobs(self.resources, self.transfer, profile.region, say)
         self.hosting = Endpoints(self.resources, self.serving.region, profile.endpoint_hours, say)
         self.here = bool(profile.endpoint_url)
-        self._images = images
+        self._find_images = images
+        self._images: dict[str, str] | None = None
         self._told = 0.0
 
     def check(self, run: RunFile, plan: Plan) -> None:
         """Account, role, bucket, images, network, quotas."""
-        preflight.check(self.aws, self.profile, run, self.say)
-        self.images()
+        preflight.check(self.aws, self.profile, run, self.say, plan.stack)
+        self.images(plan.stack)
 
-    def images(self) -> dict[str, str]:
+    def images(self, stack: str = stacks.DEFAULT) -> dict[str, str]:
         """The images by digest: looked up once a run, so that training and serving stay with what was checked."""
+        if self._images is None and self._find_images is not None:
+            self._images = self._find_images()
         if self._images is None:
-            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile)
+            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile, stack)
             self.record.write_json("images.json", self._images)
         return self._images
 

@@ -46,7 +46,7 @@ def run(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> SageM
     record = Record(name, tmp_path / name)
     record.path.mkdir()
     profile = replace(LOCAL, endpoint_url=server.url)
-    return SageMaker(record, profile, lambda _: None, {"train_image": IMAGE, "serve_image": IMAGE})
+    return SageMaker(record, profile, lambda _: None, lambda: {"train_image": IMAGE, "serve_image": IMAGE})
 
 
 def tags(run: SageMaker) -> list[dict[str, str]]:

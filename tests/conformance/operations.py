@@ -66,8 +66,7 @@ def _is_aws(node: ast.Call) -> bool:
 def _read(file: str, node: ast.Call, names: dict[str, ast.expr]) -> Iterator[Call]:
     assert isinstance(node.func, ast.Attribute)
     first, operation = node.args[0], node.args[1]
-    # The registry hands its client, which is ECR's, to a function.
-    service = first.value if isinstance(first, ast.Constant) else "ecr" if ast.unparse(first) == "client" else None
+    service = first.value if isinstance(first, ast.Constant) else None
     if isinstance(operation, ast.Name):
         operation = names.get(operation.id, operation)
     keywords = tuple(sorted(k.arg for k in node.keywords if k.arg))

@@ -9,7 +9,6 @@ import time
 import traceback
 from typing import Any
 
-from harness import executors
 from harness.emulator.logs import TRAINING_GROUP, TRAINING_NAMESPACE, LogFollower, Metrics, events
 from harness.emulator.service import Service, now
 from harness.emulator.training import Setting, TrainingJob, TrainingRunner
@@ -252,9 +251,7 @@ class JobWorker:
         return False
 
     def _sweep(self) -> None:
-        executor = executors.named(self.service.executor)
-        for host in self._runner(1).hosts:
-            executor.sweep(host.container)
+        self._runner(1).sweep()
 
 
 def transitions(before: list[dict[str, Any]], job: TrainingJob, at: float) -> list[dict[str, Any]]:

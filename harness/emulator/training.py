@@ -16,7 +16,8 @@ from typing import Any
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness import executors, interrupts
+from harness import executors
+from harness.emulator.hosts import HERE, Host, Setting, hosts_of
 from harness.emulator.outputs import pack
 from harness.emulator.state import ObjectStore
 from harness.errors import MissingPrerequisite, NotFound, NotStarted
@@ -42,34 +43,6 @@ class TrainingJob:
     handle: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Where and as whom a job runs; the defaults are platform local's."""
-
-    executor: str = "process"
-    account: str = "000000000000"
-    region: str = "us-west-2"
-    prefix: str = ""
-    """Put before container names, so that two servers on one machine never sweep each other's."""
-    stop: Callable[[], str] = lambda: "Stopped" if interrupts.requested() else ""
-    """Asked ten times a second: why the job is to end now (Stopped, Interrupted, MaxWaitTimeExceeded), or nothing."""
-    uploads_when_stopped: bool = False
-    """As the service does; platform local keeps what it needs to go on in its record instead."""
-    fail_upload: Callable[[], OSError | None] = lambda: None
-    """For faults on demand."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """One host of the job: `label` is algo-N, `name` what the others reach it by."""
-
-    label: str
-    name: str
-    paths: Paths
-    log: Path
-    container: str
-
-
 class TrainingRunner:
     """Runs one job, in two parts: the containers, and the upload of what they left.
 
@@ -84,7 +57,7 @@ class TrainingRunner:
         log: Path,
         on_status: OnStatus,
         on_change: Callable[[TrainingJob], None],
-        setting: Setting = Setting(),
+        setting: Setting = HERE,
     ) -> None:
         self.request, self.store = request, store
         self.on_status, self.on_change = on_status, on_change
@@ -112,6 +85,7 @@ class TrainingRunner:
                 self._remove()
                 return self.end("Failed", f"AlgorithmError: the container did not start: {error}")
             except OSError as error:
+                self._remove()
                 if error.errno != errno.ENOSPC:
                     raise
                 return self.end("Failed", "ClientError: Data download failed: no space left on the disk")
@@ -168,6 +142,18 @@ class TrainingRunner:
     def _remove(self) -> None:
         for handle in self.handles.values():
             self.executor.remove(handle)
+        if self.shared:  # the network of a job none of whose containers came to be
+            self.executor.sweep(self.shared)
+
+    def sweep(self) -> None:
+        """Remove by name whatever a crash has left of the job."""
+        for name in (*(host.container for host in self.hosts), *filter(None, [self.shared])):
+            self.executor.sweep(name)
+
+    @property
+    def shared(self) -> str:
+        """What the network of the job's hosts belongs to; empty where there is one host."""
+        return f"{self.setting.prefix}{self.job.name}" if len(self.hosts) > 1 else ""
 
     def upload(self) -> TrainingJob:
         """Store what the containers left in the output path; may be interrupted and called again."""
@@ -259,6 +245,7 @@ class TrainingRunner:
             network=not self.request.get("EnableNetworkIsolation", False),
             image=algorithm["TrainingImage"],
             host=host.name,
+            job=self.shared,
             entrypoint=tuple(algorithm.get("ContainerEntrypoint", ())),
             arguments=tuple(algorithm.get("ContainerArguments", ())),
         )
@@ -278,23 +265,6 @@ class TrainingRunner:
         self.job.handle = None
         self._enter(secondary, reason.splitlines()[0] if reason else "")
         return self.job
-
-
-def hosts_of(job: str, count: int, folder: Path, log: Path, setting: Setting) -> list[Host]:
-    """The hosts of a job, sorted by letters as SageMaker does (algo-10 before algo-2).
-
-    Processes share this machine's network: each host is a loopback address of its own, because algo-N resolves
-    nowhere. In containers the names are SageMaker's.
-    """
-    if count == 1:
-        name = "127.0.0.1" if setting.executor == "process" else "algo-1"
-        return [Host("algo-1", name, Paths(folder), log, f"{setting.prefix}{job}")]
-    out = []
-    for label in sorted(f"algo-{n}" for n in range(1, count + 1)):
-        name = f"127.0.0.{int(label[5:]) + 1}" if setting.executor == "process" else label
-        path = log.with_name(f"{log.stem}-{label}{log.suffix}")
-        out.append(Host(label, name, Paths(folder / label), path, f"{setting.prefix}{job}-{label}"))
-    return out
 
 
 def artifact_uri(request: dict[str, Any]) -> str:

@@ -170,7 +170,17 @@ class Direct:
             # Started, but killed before the record had its handle.
             known = {e.name for e in self.endpoints()}
             if line["event"] == "create" and line["operation"] != "CreateModel" and line["name"] not in known:
-                executors.named(self._executor()[0]).sweep(line["name"])
+                self._sweep(line["operation"], line["name"])
+
+    def _sweep(self, operation: str, name: str) -> None:
+        """Remove the containers of an endpoint or a job; a job of several hosts has several, and a network."""
+        executor = self._executor()[0]
+        request = self.record.read_json(f"requests/{operation}-{name}.json")
+        if operation != "CreateTrainingJob" or request is None:
+            executors.named(executor).sweep(name)
+            return
+        folder, setting = self.record.path / "job", Setting(executor=executor)
+        TrainingRunner(request, self.store, folder, self.record.log, lambda *_: None, lambda _: None, setting).sweep()
 
     def _settle_job(self, job: dict[str, Any]) -> None:
         if job.get("handle"):
@@ -178,7 +188,7 @@ class Direct:
             if executors.of(handle).alive(handle):
                 self.say("training was left running; stopping it, with time for its checkpoint")
                 executors.of(handle).stop(handle, contract.TRAIN_STOP_WAIT)
-        executors.named(self._executor()[0]).sweep(job["name"])
+        self._sweep("CreateTrainingJob", job["name"])
         checkpoints = self.record.path / "job" / "checkpoints"
         if checkpoints.is_dir():
             self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")

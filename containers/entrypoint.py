@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from containers import contract, drain
+from containers import contract, drain, secretsmanager
 from containers.artifact import ArtifactError, check_model_directory
 from containers.contract import ContractError, Paths, Resources
 from containers.supervise import Supervisor
@@ -44,6 +44,7 @@ def train(paths: Paths) -> int:
     try:
         job = contract.read_training_input(paths)
         argv = contract.training_arguments(paths, job)
+        secrets = secretsmanager.fetch(os.environ)
         wait_for_hosts(job.resources, DNS_WAIT)
     except ContractError as error:
         contract.write_failure(paths, f"ClientError: {error}")
@@ -51,10 +52,18 @@ def train(paths: Paths) -> int:
         return EXIT_CONTRACT
     command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
     print("entrypoint:", " ".join(command), flush=True)
-    code, tail = supervisor.run(command, PROGRAM, training_environment(dict(os.environ)))
+    env = training_environment({**os.environ, **secrets})
+    code, tail = supervisor.run(command, PROGRAM, env, secretsmanager.hidden(secrets))
     if code not in (0, contract.EXIT_TERMINATED, contract.EXIT_INTERRUPTED) and not contract.read_failure(paths):
         contract.write_failure(paths, failure_reason(tail, code))
+    _hide_in_failure(paths, secretsmanager.hidden(secrets))
     return code
+
+
+def _hide_in_failure(paths: Paths, secrets: tuple[bytes, ...]) -> None:
+    """The trainer writes the failure file itself, and an exception's text may hold what it was given."""
+    if secrets and (text := contract.read_failure(paths)):
+        contract.write_failure(paths, secretsmanager.hide(text.encode(), secrets).decode())
 
 
 def training_environment(env: dict[str, str]) -> dict[str, str]:
@@ -167,6 +176,20 @@ def prepare_command(paths: Paths, arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "serve.prepare", *arguments]
 
 
+def with_secrets(paths: Paths, command: list[str]) -> int:
+    """Run any other command where secrets are to be had: supervised, because its output must not show them."""
+    supervisor = Supervisor(TRAIN_KILL_AFTER)
+    try:
+        secrets = secretsmanager.fetch(os.environ)
+    except ContractError as error:
+        contract.write_failure(paths, f"ClientError: {error}")
+        print(f"entrypoint: {error}", file=sys.stderr, flush=True)
+        return EXIT_CONTRACT
+    code, _ = supervisor.run(command, Path.cwd(), {**os.environ, **secrets}, secretsmanager.hidden(secrets))
+    _hide_in_failure(paths, secretsmanager.hidden(secrets))
+    return code
+
+
 def main(argv: list[str]) -> int:
     paths = Paths.from_environment()
     if argv == ["train"]:
@@ -178,6 +201,8 @@ def main(argv: list[str]) -> int:
         return 2
     if argv[0] == "prepare":
         argv = prepare_command(paths, argv[1:])
+    if secretsmanager.wanted(os.environ):
+        return with_secrets(paths, argv)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 (no shell, on purpose)
     except OSError as error:

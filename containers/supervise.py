@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from containers.drain import Drain
+from containers.secretsmanager import hide
 
 TAIL_LINES = 60  # enough for a traceback through transformers
 LAST_OUTPUT = 2.0  # seconds for what is still in the pipe of a command that has ended
@@ -52,9 +53,11 @@ class Supervisor:
         if self.drain is not None:
             self.drain.begin()
 
-    def run(self, command: list[str], cwd: Path, env: Mapping[str, str]) -> tuple[int, list[str]]:
+    def run(
+        self, command: list[str], cwd: Path, env: Mapping[str, str], secrets: tuple[bytes, ...] = ()
+    ) -> tuple[int, list[str]]:
         """Run `command` to its end; its exit code (128 + n for signal n, 127 where there is no such program) and its
-        last lines."""
+        last lines. `secrets` are left out of both its output and those lines."""
         self._launched = True
         try:
             child = subprocess.Popen(
@@ -71,7 +74,7 @@ class Supervisor:
             return 127, []
         assert child.stdout is not None
         self._child = child
-        output = _Output(child.stdout.fileno())
+        output = _Output(child.stdout.fileno(), secrets)
         code = None
         while code is None:
             watched = [self._wakeup] if output.ended else [self._wakeup, output.fd]
@@ -126,8 +129,9 @@ class Supervisor:
 class _Output:
     """The command's output: passed on as it comes, the last lines kept."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd, self.ended = fd, False
+    def __init__(self, fd: int, secrets: tuple[bytes, ...] = ()) -> None:
+        self.fd, self.ended, self.secrets = fd, False, secrets
+        self._held = b""  # the beginning of what may be a secret, whose rest has not come yet
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._partial = b""
         os.set_blocking(fd, False)
@@ -140,6 +144,8 @@ class _Output:
             return False
         if not piece:
             self.ended = True
+        if self.secrets:
+            piece = self._without_secrets(piece)
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         *lines, self._partial = (self._partial + piece).split(b"\n")
@@ -148,6 +154,13 @@ class _Output:
             lines.append(self._partial)
         self.tail.extend(line.decode(errors="replace").rstrip() for line in lines)
         return True
+
+    def _without_secrets(self, piece: bytes) -> bytes:
+        piece = hide(self._held + piece, self.secrets)
+        most = 0 if self.ended else min(len(piece), len(self.secrets[0]) - 1)  # the first one is the longest
+        held = next((n for n in range(most, 0, -1) if any(s.startswith(piece[-n:]) for s in self.secrets)), 0)
+        self._held = piece[len(piece) - held :]
+        return piece[: len(piece) - held]
 
     def copy_rest(self, wait: float) -> None:
         """Up to the end of the pipe, `wait` seconds at most: a descendant in another group may hold it open."""

@@ -155,9 +155,14 @@ def enum_values(service: str, shape: str) -> list[str]:
 def validate(service: str, operation: str, request: Mapping[str, Any]) -> None:
     """Raise InvalidInput with every way in which `request` does not fit `operation`'s input shape."""
     shape = service_model(service).operation_model(operation).input_shape
-    problems = [Problem(f"{operation}: {text}") for text in _check(request, shape, "")]
-    if problems:
-        raise InvalidInput.of(problems)
+    found = [Problem(f"{operation}: {text}") for text in problems(request, shape)]
+    if found:
+        raise InvalidInput.of(found)
+
+
+def problems(value: Any, shape: Any) -> list[str]:
+    """Every way in which `value` does not fit one of botocore's shapes."""
+    return list(_check(value, shape, ""))
 
 
 def _check(value: Any, shape: Any, where: str) -> Iterator[str]:
@@ -244,4 +249,4 @@ def _check_length(n: float, shape: Any, where: str, unit: str) -> Iterator[str]:
 def output_problems(service: str, operation: str, response: Mapping[str, Any]) -> list[str]:
     """Every way in which `response` does not fit `operation`'s output shape; times are seconds since the epoch."""
     shape = service_model(service).operation_model(operation).output_shape
-    return list(_check(response, shape, "")) if shape is not None else []
+    return problems(response, shape) if shape is not None else []

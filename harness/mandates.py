@@ -36,6 +36,6 @@ def volume_key(profile: Profile, instance: str, name: str) -> dict[str, str]:
 
 
 def secrets(profile: Profile) -> dict[str, Any]:
-    """Environment with ARNs: NAME_SECRET_ARN. The entrypoint does not fetch them yet (docs/limits.md)."""
+    """Environment with ARNs: NAME_SECRET_ARN. containers/secretsmanager.py fetches the values."""
     found = {f"{name}_SECRET_ARN": arn for name, arn in sorted(profile.secrets.items())}
     return {"Environment": found} if found else {}

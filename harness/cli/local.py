@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import output
-from harness.cli.runs import JsonFlag
+from harness.cli.runs import ExecutorFlag, JsonFlag
 
 app = typer.Typer(help="The local SageMaker: a server for every AWS client on this machine.", no_args_is_help=True)
 
@@ -23,15 +23,13 @@ def up(
     state: State = DEFAULT,
     port: Annotated[int | None, typer.Option(min=1024, max=65535, help="Instead of a free one.")] = None,
     region: Annotated[str, typer.Option(help="The region of clients that name none.")] = "us-west-2",
-    executor: Annotated[str, typer.Option(help="What runs the containers.")] = "process",
+    executor: ExecutorFlag = "",
 ) -> None:
     """Start it; prints its address."""
     from harness import executors
     from harness.emulator import control
-    from harness.errors import InvalidInput, did_you_mean
 
-    if executor not in executors.NAMES:
-        raise InvalidInput(f"no executor {executor}", hint=did_you_mean(executor, executors.NAMES))
+    executors.check_name(executor)
     server, started = control.up(state, port, region, executor)
     output.note(f"the local SageMaker {'is' if started else 'was already'} up; state in {server.state}")
     output.note('for AWS clients in this shell: eval "$(harness local env)"')

@@ -1,7 +1,8 @@
 """The HTTP front of the local SageMaker, as a WSGI application.
 
 SageMaker's own calls (X-Amz-Target: SageMaker.*) and SageMaker Runtime's paths are answered here; S3, ECR, IAM, STS,
-Logs, CloudWatch and tagging by moto; any other service by a clear refusal. /harness/* is for the command line.
+Logs, CloudWatch, Secrets Manager and tagging by moto; any other service by a clear refusal. /harness/* is for the
+command line.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ MOTO = {
     "logs": "CloudWatch Logs",
     "monitoring": "CloudWatch",
     "tagging": "Resource Groups Tagging",
+    "secretsmanager": "Secrets Manager",
 }
 MAX_JSON = 1 << 20  # bytes of a SageMaker request: a hundred hyperparameters of 2,500 characters are a quarter of it
 MAX_BODY = 512 << 20  # bytes of any request; boto3 and the CLI send objects in parts of 8 MB

@@ -32,6 +32,7 @@ class Server:
     port: int
     region: str
     account: str
+    executor: str = "process"
 
     @property
     def url(self) -> str:
@@ -54,7 +55,7 @@ def find(state: Path) -> Server | None:
     """The server of `state`, if it answers."""
     try:
         raw = json.loads((state / SERVER).read_text(encoding="utf-8"))
-        server = Server(state, raw["pid"], raw["port"], raw["region"], raw["account"])
+        server = Server(state, **{name: raw[name] for name in ("pid", "port", "region", "account", "executor")})
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return server if health(server) is not None else None
@@ -71,17 +72,23 @@ def health(server: Server) -> dict[str, Any] | None:
 
 
 def up(state: Path, port: int | None, region: str, executor: str) -> tuple[Server, bool]:
-    """Start it, unless it is up already (False). Raises NotStarted with the end of its log."""
+    """Start it, unless it is up already (False); `executor` is `process` if empty.
+
+    Raises NotStarted with the end of its log, InvalidInput where the one that is up is not what is asked for.
+    """
     running = find(state)
     if running is not None:
         if port not in (None, running.port):
             raise InvalidInput(
                 f"it is up on port {running.port}", hint="harness local down first, or leave --port out"
             )
+        if executor not in ("", running.executor):
+            raise InvalidInput(f"it is up with executor {running.executor}", hint="harness local down first")
         return running, False
     state.mkdir(parents=True, exist_ok=True)
     log = state / "server.log"
-    words = [sys.executable, "-m", "harness.emulator.serve", str(state), "--region", region, "--executor", executor]
+    words = [sys.executable, "-m", "harness.emulator.serve", str(state), "--region", region]
+    words += ["--executor", executor or "process"]
     child = shell.detach([*words, "--port", str(port or 0)], log)
     deadline = time.monotonic() + UP_WITHIN
     while time.monotonic() < deadline:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import urllib3
 
 from containers import contract
 from harness import executors
 from harness.emulator import hosting
-from harness.emulator.hosting import Endpoint
+from harness.emulator.deployed import Deployed, remove_endpoint
 from harness.emulator.logs import LogFollower, events
 from harness.emulator.service import Service, now
 from harness.errors import EndpointFailed, HarnessError
@@ -25,20 +21,6 @@ CAPACITY = (
     "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error. Please retry using "
     "a different ML instance type or after some time."
 )
-
-
-@dataclass
-class Deployed:
-    """A container that serves: `made_of` is what it can be started from again, whatever was deleted meanwhile."""
-
-    endpoint: Endpoint
-    folder: Path
-    stream: str
-    follower: LogFollower
-    made_of: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.pool = urllib3.HTTPConnectionPool("127.0.0.1", self.endpoint.port, maxsize=16)
 
 
 class Asked(Exception):
@@ -131,6 +113,7 @@ class EndpointWorker:
     def _next_generation(self) -> int:
         with self.service.endpoints.changing(self.region, self.name) as document:
             document["generation"] += 1
+            document["executor"] = self.service.executor
             return int(document["generation"])
 
     def _made_of(self, config: str, again: bool) -> dict[str, Any] | None:
@@ -164,7 +147,8 @@ class EndpointWorker:
             )
             deployed = Deployed(endpoint, folder, stream, LogFollower(log), made_of)
             window = variant.get("ContainerStartupHealthCheckTimeoutInSeconds", contract.STARTUP_WINDOW)
-            hosting.wait_in_service(endpoint, window, lambda: self._on_tick(deployed), self._ping())
+            window, check = self._health_check(window)
+            hosting.wait_in_service(endpoint, window, lambda: self._on_tick(deployed), check)
         except BaseException as error:
             if deployed is not None:
                 self._ship(deployed, last=True)
@@ -177,14 +161,15 @@ class EndpointWorker:
             raise
         return deployed
 
-    def _ping(self) -> hosting.Ping:
-        if self.service.faults.take("failing-ping", self.name):
-            return lambda _: False
-        fault = self.service.faults.take("slow-ping", self.name)
-        if fault is None:
-            return hosting.ping
+    def _health_check(self, window: float) -> tuple[float, hosting.Ping]:
+        """Seconds that /ping has, and what asks: the variant's window and `ping`, unless a fault replaces them."""
+        if failing := self.service.faults.take("failing-ping", self.name):
+            return float(failing.after or window), lambda _: False
+        slow = self.service.faults.take("slow-ping", self.name)
+        if slow is None:
+            return window, hosting.ping
         begin = time.monotonic()
-        return lambda endpoint: time.monotonic() - begin > fault.after and hosting.ping(endpoint)
+        return window, lambda endpoint: time.monotonic() - begin > slow.after and hosting.ping(endpoint)
 
     def _on_tick(self, deployed: Deployed | None) -> None:
         if deployed is not None:
@@ -285,14 +270,8 @@ class EndpointWorker:
         """After a crash: every container that this endpoint may have had, and their directories."""
         document = self.service.endpoints.get(self.region, self.name)
         newest = document["generation"] if document else 0
-        executor = executors.named(self.service.executor)
+        # A server that was killed may have had another executor than this one.
+        executor = executors.named((document or {}).get("executor", self.service.executor))
         for generation in range(max(1, newest - 1), newest + 1):  # at most two live at a time
             executor.sweep(f"{self._container}-{generation}")
         hosting.delete_tree(self.folder)
-
-
-def remove_endpoint(service: Service, region: str, name: str) -> None:
-    """Nothing of it is left but what it wrote to CloudWatch Logs."""
-    hosting.delete_tree(service.folder / "endpoints" / region / name)
-    shutil.rmtree(service.folder / "logs" / region / "endpoints" / name, ignore_errors=True)
-    service.endpoints.delete(region, name)

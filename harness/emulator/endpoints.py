@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.emulator import listing
-from harness.emulator.deployment import EndpointWorker, remove_endpoint
+from harness.emulator.deployed import remove_endpoint
+from harness.emulator.deployment import EndpointWorker
 from harness.emulator.errors import ApiError, invalid, not_implemented
-from harness.emulator.models import no_config
+from harness.emulator.models import CONFIGS
+from harness.emulator.records import Records
 from harness.emulator.rules import only
-from harness.emulator.service import Service, must, now
+from harness.emulator.service import Service, now
 from harness.emulator.tags import take_tags
 
 Request = dict[str, Any]
@@ -20,12 +21,22 @@ def _not_found(service: Service, region: str, name: str) -> ApiError:
     return invalid(f'Could not find endpoint "{service.arn(region, "endpoint", name.lower())}".')
 
 
+ENDPOINTS = Records(
+    lambda service: service.endpoints,
+    "EndpointName",
+    "Endpoints",
+    ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus"),
+    _not_found,
+    "EndpointStatus",
+)
+
+
 def create(service: Service, region: str, request: Request) -> Response:
     """CreateEndpoint: a record, and a thread that starts the container and looks after it."""
     only("CreateEndpoint", request, {"EndpointName", "EndpointConfigName", "Tags"})
     name, config = request["EndpointName"], request["EndpointConfigName"]
     arn = service.arn(region, "endpoint", name.lower())
-    must(service.configs, region, config, no_config(service, region, config))
+    CONFIGS.find(service, region, config)
     at = now()
     document = {
         "describe": {
@@ -48,29 +59,14 @@ def create(service: Service, region: str, request: Request) -> Response:
     return {"EndpointArn": arn}
 
 
-def describe(service: Service, region: str, request: Request) -> Response:
-    """DescribeEndpoint."""
-    name = request["EndpointName"]
-    found: Response = must(service.endpoints, region, name, _not_found(service, region, name))["describe"]
-    return found
-
-
-def list_endpoints(service: Service, region: str, request: Request) -> Response:
-    """ListEndpoints."""
-    rows = [document["describe"] for _, _, document in service.endpoints.rows(region)]
-    found, token = listing.page(rows, request, "EndpointName", "EndpointStatus")
-    members = ("EndpointName", "EndpointArn", "CreationTime", "LastModifiedTime", "EndpointStatus")
-    return {"Endpoints": [{m: row[m] for m in members} for row in found], **({"NextToken": token} if token else {})}
-
-
 def update(service: Service, region: str, request: Request) -> Response:
     """UpdateEndpoint: the new container is healthy before the old one goes; a failure changes nothing."""
     only("UpdateEndpoint", request, {"EndpointName", "EndpointConfigName", "RetainAllVariantProperties"})
     name, config = request["EndpointName"], request["EndpointConfigName"]
     if request.get("RetainAllVariantProperties"):
         raise not_implemented("UpdateEndpoint with RetainAllVariantProperties")
-    document = must(service.endpoints, region, name, _not_found(service, region, name))
-    must(service.configs, region, config, no_config(service, region, config))
+    document = ENDPOINTS.find(service, region, name)
+    CONFIGS.find(service, region, config)
     arn, status = document["describe"]["EndpointArn"], document["describe"]["EndpointStatus"]
     worker = service.worker("endpoint", region, name)
     if status != "InService" or worker is None:
@@ -89,7 +85,7 @@ def _failed(arn: str) -> str:
 def delete(service: Service, region: str, request: Request) -> Response:
     """DeleteEndpoint: Deleting at once, gone when the container has had its thirty seconds."""
     name = request["EndpointName"]
-    document = must(service.endpoints, region, name, _not_found(service, region, name))
+    document = ENDPOINTS.find(service, region, name)
     arn, status = document["describe"]["EndpointArn"], document["describe"]["EndpointStatus"]
     if status in ("Updating", "RollingBack", "SystemUpdating", "Deleting"):
         raise invalid(f'Cannot update in-progress endpoint "{arn}".')

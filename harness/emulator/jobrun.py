@@ -9,9 +9,12 @@ import time
 import traceback
 from typing import Any
 
+from harness import executors
 from harness.emulator.logs import TRAINING_GROUP, TRAINING_NAMESPACE, LogFollower, Metrics, events
 from harness.emulator.service import Service, now
-from harness.emulator.training import Setting, TrainingJob, TrainingRunner
+from harness.emulator.training import TrainingRunner
+from harness.emulator.trainingjob import Setting, TrainingJob
+from harness.emulator.transitions import transitions
 
 SYNC_EVERY = 5.0  # seconds between two looks at the checkpoints of a running job
 SPOT_WAIT = 1.0  # seconds until a new instance is there; on AWS minutes to hours
@@ -21,20 +24,6 @@ CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance "
     "type."
 )
-# SecondaryStatusTransitions[].StatusMessage
-MESSAGES = {
-    "Starting": "Preparing the instances for training",
-    "Downloading": "Downloading the training image",
-    "Training": "Training image download completed. Training in progress.",
-    "Interrupted": "Training job interrupted by a spot interruption",
-    "Uploading": "Uploading generated training model",
-    "Stopping": "Stopping the training job",
-    "Completed": "Training job completed",
-    "Failed": "Training job failed",
-    "Stopped": "Training job stopped",
-    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
-    "MaxWaitTimeExceeded": "Training job wait time exceeded MaxWaitTimeInSeconds provided",
-}
 
 
 class JobWorker:
@@ -56,6 +45,7 @@ class JobWorker:
         self._kill_at: int | None = None
         self._spot_at: int | None = None
         self._disk_full = False
+        self._hosts_late = 0.0
 
     # -- asked from outside
 
@@ -87,6 +77,8 @@ class JobWorker:
         if fault := faults.take("spot", self.name):
             self._spot_at = fault.after
         self._disk_full = faults.take("disk-full", self.name) is not None
+        if fault := faults.take("late-hosts", self.name):
+            self._hosts_late = float(fault.after)
 
     def _attempt(self) -> bool:
         """One start of the containers; True when the job has ended."""
@@ -96,6 +88,7 @@ class JobWorker:
         with self.service.jobs.changing(self.region, self.name) as document:
             document["attempt"] += 1
             document["epoch"] = int(time.time() * 1000)
+            document["executor"] = self.service.executor
             self._before = document["describe"]["SecondaryStatusTransitions"] if document["attempt"] > 1 else []
             epoch, attempt = document["epoch"], document["attempt"]
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -128,6 +121,8 @@ class JobWorker:
             stop=self._stop_reason,
             uploads_when_stopped=True,
             fail_upload=lambda: OSError(errno.ENOSPC, "No space left on device") if self._disk_full else None,
+            hosts_late=self._hosts_late,
+            environment=where.environment(self.region),
         )
         return TrainingRunner(self.request, where.store, self.folder, log, lambda *_: None, self._save, setting)
 
@@ -162,7 +157,7 @@ class JobWorker:
             runner.save_checkpoints(copy=True)
             self._synced = time.monotonic()
         due = self._kill_at is not None and self.metrics.step >= self._kill_at
-        if due and _kill_largest([host.container for host in runner.hosts]):
+        if due and runner.kill_largest():
             self._kill_at = None
         if self._spot_at is not None and self.metrics.step >= self._spot_at:
             self._spot_at = None
@@ -251,35 +246,9 @@ class JobWorker:
         return False
 
     def _sweep(self) -> None:
-        self._runner(1).sweep()
-
-
-def transitions(before: list[dict[str, Any]], job: TrainingJob, at: float) -> list[dict[str, Any]]:
-    """SecondaryStatusTransitions: each ends where the next begins; the last of an ended job has ended too."""
-    out = list(before)
-    for status, began in job.transitions:
-        start = round(began, 3)
-        if out and out[-1]["Status"] == status == "Starting":
-            continue  # the one that CreateTrainingJob wrote
-        if out:
-            out[-1] = {**out[-1], "EndTime": out[-1].get("EndTime", start)}
-        out.append({"Status": status, "StartTime": start, "StatusMessage": MESSAGES[status]})
-    if job.status in ("Completed", "Failed", "Stopped"):
-        out[-1] = {**out[-1], "EndTime": at}
-        if job.status == "Failed" and job.failure_reason:
-            out[-1]["StatusMessage"] = job.failure_reason.splitlines()[0]
-    return out
-
-
-def _kill_largest(containers: list[str]) -> bool:
-    """What the kernel does when memory runs out: KILL to the process that has most. False where none runs yet."""
-    from harness.executors import process
-
-    found = [p for name in containers for p in process.members(name)]
-    if not found:
-        return False
-    max(found, key=lambda p: p.memory_info().rss).kill()
-    return True
+        document = self.service.jobs.get(self.region, self.name) or {}
+        # A server that was killed may have had another executor than this one.
+        self._runner(1).sweep(executors.named(document.get("executor", self.service.executor)))
 
 
 def finish_deletion(service: Service, region: str, name: str) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.emulator import listing
 from harness.emulator.errors import ApiError, invalid, not_implemented
 from harness.emulator.jobrun import JobWorker, finish_deletion, show_logs
+from harness.emulator.records import Records
 from harness.emulator.rules import check_training_job
-from harness.emulator.service import Service, must, now
+from harness.emulator.service import Service, now
 from harness.emulator.tags import take_tags
-from harness.emulator.training import artifact_uri
+from harness.emulator.trainingjob import artifact_uri
 
 Request = dict[str, Any]
 Response = dict[str, Any]
 
 ENDED = ("Completed", "Failed", "Stopped")
-NOT_FOUND = ApiError("ValidationException", "Requested resource not found.")
+JOBS = Records(
+    lambda service: service.jobs,
+    "TrainingJobName",
+    "TrainingJobSummaries",
+    (
+        *("TrainingJobName", "TrainingJobArn", "CreationTime", "TrainingEndTime", "LastModifiedTime"),
+        *("TrainingJobStatus", "SecondaryStatus"),
+    ),
+    lambda *_: ApiError("ValidationException", "Requested resource not found."),
+    "TrainingJobStatus",
+)
 # What a request says and a description repeats.
 REPEATED = (
     "HyperParameters",
@@ -78,34 +88,17 @@ def _taken(arn: str) -> ApiError:
     )
 
 
-def describe(service: Service, region: str, request: Request) -> Response:
-    """DescribeTrainingJob."""
-    found: Response = must(service.jobs, region, request["TrainingJobName"], NOT_FOUND)["describe"]
-    return found
-
-
 def list_jobs(service: Service, region: str, request: Request) -> Response:
     """ListTrainingJobs."""
     if "WarmPoolStatusEquals" in request or "TrainingPlanArnEquals" in request:
         raise not_implemented("ListTrainingJobs by warm pool or training plan")
-    rows = [document["describe"] for _, _, document in service.jobs.rows(region)]
-    found, token = listing.page(rows, request, "TrainingJobName", "TrainingJobStatus")
-    members: tuple[str, ...] = (
-        "TrainingJobName",
-        "TrainingJobArn",
-        "CreationTime",
-        "TrainingEndTime",
-        "LastModifiedTime",
-    )
-    members += ("TrainingJobStatus", "SecondaryStatus")
-    summaries = [{m: row[m] for m in members if m in row} for row in found]
-    return {"TrainingJobSummaries": summaries, **({"NextToken": token} if token else {})}
+    return JOBS.list(service, region, request)
 
 
 def stop(service: Service, region: str, request: Request) -> Response:
     """StopTrainingJob: TERM to the containers, then the outputs are uploaded."""
     name = request["TrainingJobName"]
-    status = must(service.jobs, region, name, NOT_FOUND)["describe"]["TrainingJobStatus"]
+    status = JOBS.find(service, region, name)["describe"]["TrainingJobStatus"]
     if status in (*ENDED, "Deleting"):
         raise invalid(
             f"The request was rejected because the training job is in status {status}.",
@@ -119,7 +112,7 @@ def stop(service: Service, region: str, request: Request) -> Response:
 def update(service: Service, region: str, request: Request) -> Response:
     """UpdateTrainingJob. A warm pool is never kept, so to end one is all that can be asked about it."""
     name = request["TrainingJobName"]
-    document = must(service.jobs, region, name, NOT_FOUND)
+    document = JOBS.find(service, region, name)
     for member in ("ProfilerConfig", "ProfilerRuleConfigurations", "RemoteDebugConfig"):
         if member in request:
             raise not_implemented(f"UpdateTrainingJob.{member}")
@@ -131,7 +124,7 @@ def update(service: Service, region: str, request: Request) -> Response:
 def delete(service: Service, region: str, request: Request) -> Response:
     """DeleteTrainingJob: of a job that has ended; its name is free afterwards."""
     name = request["TrainingJobName"]
-    status = must(service.jobs, region, name, NOT_FOUND)["describe"]["TrainingJobStatus"]
+    status = JOBS.find(service, region, name)["describe"]["TrainingJobStatus"]
     if status not in ENDED:
         raise invalid(f"The request was rejected because the training job is in status {status}.")
     finish_deletion(service, region, name)

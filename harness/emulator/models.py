@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.emulator import listing
 from harness.emulator.errors import ApiError, invalid, not_implemented
+from harness.emulator.records import Records
 from harness.emulator.rules import check_role, only
-from harness.emulator.service import Service, must, now
+from harness.emulator.service import Service, now
 from harness.emulator.tags import take_tags
 
 Request = dict[str, Any]
@@ -72,27 +72,9 @@ def _no_model(service: Service, region: str, name: str) -> ApiError:
     return invalid(f'Could not find model "{service.arn(region, "model", name.lower())}".')
 
 
-def describe_model(service: Service, region: str, request: Request) -> Response:
-    """DescribeModel."""
-    name = request["ModelName"]
-    found: Response = must(service.models, region, name, _no_model(service, region, name))["describe"]
-    return found
-
-
-def list_models(service: Service, region: str, request: Request) -> Response:
-    """ListModels."""
-    rows = [document["describe"] for _, _, document in service.models.rows(region)]
-    found, token = listing.page(rows, request, "ModelName")
-    models = [{m: row[m] for m in ("ModelName", "ModelArn", "CreationTime")} for row in found]
-    return {"Models": models, **({"NextToken": token} if token else {})}
-
-
-def delete_model(service: Service, region: str, request: Request) -> Response:
-    """DeleteModel: an endpoint that was made from it goes on."""
-    name = request["ModelName"]
-    must(service.models, region, name, _no_model(service, region, name))
-    service.models.delete(region, name)
-    return {}
+MODELS = Records(
+    lambda service: service.models, "ModelName", "Models", ("ModelName", "ModelArn", "CreationTime"), _no_model
+)
 
 
 def create_config(service: Service, region: str, request: Request) -> Response:
@@ -108,7 +90,7 @@ def create_config(service: Service, region: str, request: Request) -> Response:
     for member in ("ModelName", "InstanceType", "InitialInstanceCount"):
         if member not in variant:
             raise not_implemented(f"a production variant without {member}")
-    must(service.models, region, variant["ModelName"], _no_model(service, region, variant["ModelName"]))
+    MODELS.find(service, region, variant["ModelName"])
     describe = {
         "EndpointConfigName": name,
         "EndpointConfigArn": arn,
@@ -121,31 +103,15 @@ def create_config(service: Service, region: str, request: Request) -> Response:
     return {"EndpointConfigArn": arn}
 
 
-def no_config(service: Service, region: str, name: str) -> ApiError:
-    """What AWS answers where there is no such configuration."""
+def _no_config(service: Service, region: str, name: str) -> ApiError:
     arn = service.arn(region, "endpoint-config", name.lower())
     return invalid(f'Could not find endpoint configuration "{arn}".')
 
 
-def describe_config(service: Service, region: str, request: Request) -> Response:
-    """DescribeEndpointConfig."""
-    name = request["EndpointConfigName"]
-    found: Response = must(service.configs, region, name, no_config(service, region, name))["describe"]
-    return found
-
-
-def list_configs(service: Service, region: str, request: Request) -> Response:
-    """ListEndpointConfigs."""
-    rows = [document["describe"] for _, _, document in service.configs.rows(region)]
-    found, token = listing.page(rows, request, "EndpointConfigName")
-    members = ("EndpointConfigName", "EndpointConfigArn", "CreationTime")
-    configs = [{m: row[m] for m in members} for row in found]
-    return {"EndpointConfigs": configs, **({"NextToken": token} if token else {})}
-
-
-def delete_config(service: Service, region: str, request: Request) -> Response:
-    """DeleteEndpointConfig. AWS lets one go that an endpoint still uses, too, and advises against it."""
-    name = request["EndpointConfigName"]
-    must(service.configs, region, name, no_config(service, region, name))
-    service.configs.delete(region, name)
-    return {}
+CONFIGS = Records(
+    lambda service: service.configs,
+    "EndpointConfigName",
+    "EndpointConfigs",
+    ("EndpointConfigName", "EndpointConfigArn", "CreationTime"),
+    _no_config,
+)

@@ -31,27 +31,27 @@ OPERATIONS: dict[str, Operation] = {
         "checkpoint directory",
     ),
     "DescribeTrainingJob": Operation(
-        jobs.describe, "a spot job is billed for the time that it ran, without discount"
+        jobs.JOBS.describe, "a spot job is billed for the time that it ran, without discount"
     ),
     "ListTrainingJobs": Operation(jobs.list_jobs, "refused: by warm pool, by training plan"),
     "StopTrainingJob": Operation(jobs.stop),
     "UpdateTrainingJob": Operation(jobs.update, "only KeepAlivePeriodInSeconds 0, which ends nothing here"),
     "DeleteTrainingJob": Operation(jobs.delete, "at once, without the status Deleting"),
     "CreateModel": Operation(models.create_model, "refused: several containers, MultiModel, model packages"),
-    "DescribeModel": Operation(models.describe_model),
-    "ListModels": Operation(models.list_models),
-    "DeleteModel": Operation(models.delete_model),
+    "DescribeModel": Operation(models.MODELS.describe),
+    "ListModels": Operation(models.MODELS.list),
+    "DeleteModel": Operation(models.MODELS.delete),
     "CreateEndpointConfig": Operation(
         models.create_config,
         "one container whatever InitialInstanceCount; refused: several variants, serverless, async, data capture, "
         "shadow variants, inference components",
     ),
-    "DescribeEndpointConfig": Operation(models.describe_config),
-    "ListEndpointConfigs": Operation(models.list_configs),
-    "DeleteEndpointConfig": Operation(models.delete_config),
+    "DescribeEndpointConfig": Operation(models.CONFIGS.describe),
+    "ListEndpointConfigs": Operation(models.CONFIGS.list),
+    "DeleteEndpointConfig": Operation(models.CONFIGS.delete),
     "CreateEndpoint": Operation(endpoints.create, "refused: DeploymentConfig"),
-    "DescribeEndpoint": Operation(endpoints.describe),
-    "ListEndpoints": Operation(endpoints.list_endpoints),
+    "DescribeEndpoint": Operation(endpoints.ENDPOINTS.describe),
+    "ListEndpoints": Operation(endpoints.ENDPOINTS.list),
     "UpdateEndpoint": Operation(
         endpoints.update,
         "all traffic at once when the new container is healthy; refused: DeploymentConfig, retained properties",

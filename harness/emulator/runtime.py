@@ -10,7 +10,7 @@ import urllib3
 
 from containers import contract
 from harness.emulator import eventstream
-from harness.emulator.deployment import Deployed
+from harness.emulator.deployed import Deployed
 from harness.emulator.errors import ApiError, not_implemented
 from harness.emulator.logs import ENDPOINT_NAMESPACE
 from harness.emulator.service import Service

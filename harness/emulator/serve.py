@@ -83,8 +83,8 @@ def _serve(args: argparse.Namespace) -> int:
         executor=args.executor,
         launchers=launcher,
         role_exists=roles.exists,
+        environment=lambda region: _environment(args, int(server.bind_addr[1]), region),
     )
-    service.settle()
     front = Front(service, store, motoside.application(), {"127.0.0.1", "localhost"})
     server = wsgi.Server(
         ("127.0.0.1", args.port),
@@ -97,11 +97,11 @@ def _serve(args: argparse.Namespace) -> int:
     server.keep_alive_conn_limit = 512
     server.max_request_body_size = MAX_BODY
     server.error_log = _log  # type: ignore[method-assign]
-    server.prepare()
+    server.prepare()  # jobs that settle() starts again are told the port; requests wait until serve()
+    service.settle()
     port = int(server.bind_addr[1])
-    _write_json(
-        args.state / control.SERVER, {"pid": os.getpid(), "port": port, "region": args.region, "account": ACCOUNT}
-    )
+    found = {"pid": os.getpid(), "port": port, "region": args.region, "account": ACCOUNT, "executor": args.executor}
+    _write_json(args.state / control.SERVER, found)
     print(f"{time.strftime('%FT%TZ', time.gmtime())} serving on 127.0.0.1:{port}", flush=True)  # noqa: T201
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal that started it is not meant for it
@@ -112,6 +112,13 @@ def _serve(args: argparse.Namespace) -> int:
     (args.state / control.SERVER).unlink(missing_ok=True)
     print(f"{time.strftime('%FT%TZ', time.gmtime())} ended", flush=True)  # noqa: T201
     return 0
+
+
+def _environment(args: argparse.Namespace, port: int, region: str) -> dict[str, str]:
+    """What brings a job's own AWS calls here. From a container of Docker's this address is not to be reached."""
+    if args.executor != "process":
+        return {}
+    return control.Server(args.state, os.getpid(), port, region, ACCOUNT).environment()
 
 
 def _log(msg: str = "", level: int = 20, traceback: bool = False) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from harness.emulator.table import Table
 
 
 class Service:
-    """Tables, stores and worker threads. `launchers` is where the process executor finds djl-serving."""
+    """Tables, stores and worker threads. `launchers` is where the process executor finds djl-serving.
+
+    `environment` tells a job's container, for a region, where AWS is and as whom to ask it.
+    """
 
     def __init__(
         self,
@@ -38,9 +41,11 @@ class Service:
         executor: str = "process",
         launchers: Callable[[], tuple[Path, ...]] = tuple,
         role_exists: Callable[[str], bool] = lambda _: True,
+        environment: Callable[[str], Mapping[str, str]] = lambda _: {},
     ) -> None:
         self.folder, self.store, self.telemetry = folder, store, telemetry
         self.account, self.executor, self.launchers, self.role_exists = account, executor, launchers, role_exists
+        self.environment = environment
         # Containers of two servers on one machine must not be taken for each other's.
         self.prefix = f"local-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}-"
         self.jobs = Table(folder / "sagemaker" / "training-jobs")

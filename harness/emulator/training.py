@@ -10,37 +10,22 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
 from harness import executors
-from harness.emulator.hosts import HERE, Host, Setting, hosts_of
 from harness.emulator.outputs import pack
 from harness.emulator.state import ObjectStore
+from harness.emulator.trainingjob import HERE, Host, Setting, TrainingJob, artifact_uri, hosts_of
 from harness.errors import MissingPrerequisite, NotFound, NotStarted
-from harness.executors.spec import ContainerSpec, Handle, role_of
+from harness.executors.spec import ContainerSpec, Executor, Handle, role_of
 from harness.interrupts import shielded
 
 OnStatus = Callable[[str, str], None]
 
-__all__ = ["Host", "Setting", "TrainingJob", "TrainingRunner", "pack"]
-
-
-@dataclass
-class TrainingJob:
-    """What DescribeTrainingJob would say, under its own names, and the container to find it again by."""
-
-    name: str
-    status: str = "InProgress"
-    secondary_status: str = "Starting"
-    failure_reason: str = ""
-    model_artifacts: str = ""
-    exit_code: int | None = None
-    transitions: list[tuple[str, float]] = field(default_factory=list)
-    handle: dict[str, Any] | None = None
+__all__ = ["OnStatus", "Setting", "TrainingRunner", "pack"]
 
 
 class TrainingRunner:
@@ -76,16 +61,13 @@ class TrainingRunner:
             self._enter("Starting", "preparing the container")
             try:
                 self._download()
-                self.handles = {}
-                for host in self.hosts:
-                    self.handles[host.label] = self.executor.start(self._spec(host))
+                self._start()
             except (NotFound, ValueError) as error:
                 return self.end("Failed", f"ClientError: Data download failed: {error}")
             except (NotStarted, MissingPrerequisite) as error:
                 self._remove()
                 return self.end("Failed", f"AlgorithmError: the container did not start: {error}")
             except OSError as error:
-                self._remove()
                 if error.errno != errno.ENOSPC:
                     raise
                 return self.end("Failed", "ClientError: Data download failed: no space left on the disk")
@@ -104,6 +86,15 @@ class TrainingRunner:
                 reason = next(filter(None, reasons), f"AlgorithmError: exit code {self.job.exit_code}")
                 return self.end("Failed", reason)
         return self.job
+
+    def _start(self) -> None:
+        """Every host's container, those after the first one when the setting says."""
+        self.handles = {}
+        for host in self.hosts:
+            due = time.monotonic() + (self.setting.hosts_late if len(self.handles) == 1 else 0)
+            while time.monotonic() < due and not self.setting.stop():
+                time.sleep(0.1)
+            self.handles[host.label] = self.executor.start(self._spec(host))
 
     def _watch(self, on_tick: Callable[[], None]) -> str:
         """Wait for the containers' end; why they were stopped, or the empty string. One that fails ends all."""
@@ -142,18 +133,23 @@ class TrainingRunner:
     def _remove(self) -> None:
         for handle in self.handles.values():
             self.executor.remove(handle)
-        if self.shared:  # the network of a job none of whose containers came to be
-            self.executor.sweep(self.shared)
+        if self._network:
+            self.executor.sweep(self._network)  # made, and no host started
 
-    def sweep(self) -> None:
-        """Remove by name whatever a crash has left of the job."""
-        for name in (*(host.container for host in self.hosts), *filter(None, [self.shared])):
-            self.executor.sweep(name)
+    def sweep(self, executor: Executor) -> None:
+        """Whatever `executor` still has of this job, also where a crash has lost the handles."""
+        for name in (*(host.container for host in self.hosts), self._network):
+            if name:
+                executor.sweep(name)
 
     @property
-    def shared(self) -> str:
-        """What the network of the job's hosts belongs to; empty where there is one host."""
+    def _network(self) -> str:
+        """What the hosts of this job have in common, and nobody else has."""
         return f"{self.setting.prefix}{self.job.name}" if len(self.hosts) > 1 else ""
+
+    def kill_largest(self) -> bool:
+        """What happens when a host's memory runs out; False where no container runs yet."""
+        return any(self.executor.kill_largest(handle) for handle in self.handles.values())
 
     def upload(self) -> TrainingJob:
         """Store what the containers left in the output path; may be interrupted and called again."""
@@ -230,6 +226,7 @@ class TrainingRunner:
     def _spec(self, host: Host) -> ContainerSpec:
         name, where = self.job.name, self.setting
         algorithm = self.request["AlgorithmSpecification"]
+        network = not self.request.get("EnableNetworkIsolation", False)
         return ContainerSpec(
             name=host.container,
             role=role_of(algorithm["TrainingImage"], self.request.get("Environment", {})),
@@ -240,12 +237,13 @@ class TrainingRunner:
                 "TRAINING_JOB_NAME": name,
                 "TRAINING_JOB_ARN": f"arn:aws:sagemaker:{where.region}:{where.account}:training-job/{name}",
                 "AWS_REGION": where.region,
+                **(where.environment if network else {"AWS_EC2_METADATA_DISABLED": "true"}),
                 **self.request.get("Environment", {}),
             },
-            network=not self.request.get("EnableNetworkIsolation", False),
+            network=network,
             image=algorithm["TrainingImage"],
             host=host.name,
-            job=self.shared,
+            job=self._network,
             entrypoint=tuple(algorithm.get("ContainerEntrypoint", ())),
             arguments=tuple(algorithm.get("ContainerArguments", ())),
         )
@@ -265,10 +263,3 @@ class TrainingRunner:
         self.job.handle = None
         self._enter(secondary, reason.splitlines()[0] if reason else "")
         return self.job
-
-
-def artifact_uri(request: dict[str, Any]) -> str:
-    """ModelArtifacts.S3ModelArtifacts: the archive, or the prefix of uncompressed output."""
-    config = request["OutputDataConfig"]
-    root = f"{config['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output"
-    return f"{root}/model" if config.get("CompressionType", "GZIP") == "NONE" else f"{root}/model.tar.gz"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from harness.executors.process import PASSED_ON
 from harness.executors.spec import MARKER, ContainerSpec, Handle
 
 START_WAIT = 60  # seconds for the engine to start a container whose image is there
+PULL_WAIT = 3600  # seconds; a Deep Learning Container has 14 GB packed
+NOWHERE = "000000000000."  # the local account's registry, in which images are only named
 RESERVED = 2 << 30  # bytes of the machine's memory that containers leave to it
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
@@ -128,8 +131,7 @@ def start(spec: ContainerSpec) -> Handle:
     Raises MissingPrerequisite where the image is not there or the engine cannot start it; nothing is left then.
     """
     check_environment(spec.role)
-    if not _docker("image", "ls", "--quiet", spec.image):
-        raise MissingPrerequisite(f"no image {spec.image} on this machine", hint="run: harness build --stand-in")
+    _need_image(spec.image)
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     _make_network(spec)
     try:
@@ -150,6 +152,21 @@ def start(spec: ContainerSpec) -> Handle:
         raise
     _pids[container] = int(state["Pid"])
     return Handle(spec.name, int(state["Pid"]), time.time(), str(spec.log), executor="docker", id=container)
+
+
+def _need_image(image: str) -> None:
+    """It is here, or is pulled with the credentials of the docker command line. Raises MissingPrerequisite."""
+    if _docker("image", "ls", "--quiet", image):
+        return
+    if image.startswith(NOWHERE):
+        raise MissingPrerequisite(f"no image {image} on this machine", hint="run: harness build --stand-in")
+    try:
+        _docker("pull", "--quiet", image, timeout=PULL_WAIT)
+    except MissingPrerequisite as error:
+        hint = "build it (harness build --stand-in), or log in to its registry: docker login"
+        raise MissingPrerequisite(
+            f"no image {image} on this machine, and none to pull", error.problems[0].why, hint
+        ) from None
 
 
 def _wait_started(container: str, client: subprocess.Popen[bytes], spec: ContainerSpec) -> dict[str, Any]:
@@ -196,6 +213,19 @@ def alive(handle: Handle) -> bool:
     except HarnessError:
         return False
     return state is not None and bool(state["Running"])
+
+
+def kill_largest(handle: Handle) -> bool:
+    """KILL to its largest process; where that is not ours to kill, to the container. False where none runs yet."""
+    lines = _docker("top", handle.id, "-eo", "pid,rss", check=False).splitlines()[1:]
+    sizes = sorted((int(rss), int(pid)) for pid, rss in (line.split() for line in lines))
+    if not sizes:
+        return False
+    try:
+        os.kill(sizes[-1][1], signal.SIGKILL)  # the engine's process ids are this machine's, if it runs on it
+    except OSError:
+        _docker("kill", handle.id, check=False)
+    return True
 
 
 def stop(handle: Handle, wait: float) -> int | None:

@@ -149,6 +149,19 @@ def members(name: str) -> list[psutil.Process]:
     return found
 
 
+def kill_largest(handle: Handle) -> bool:
+    """What the kernel does when memory runs out: KILL to the process that has most. False where none runs yet."""
+    sizes = []
+    for process in members(handle.name):
+        with suppress(psutil.NoSuchProcess):
+            sizes.append((process.memory_info().rss, process))
+    if not sizes:
+        return False
+    with suppress(psutil.NoSuchProcess):
+        max(sizes, key=lambda pair: pair[0])[1].kill()
+    return True
+
+
 def stop(handle: Handle, wait: float) -> int | None:
     """`docker stop -t <wait>`: TERM to the first process, after `wait` seconds KILL to all. Returns the exit code."""
     if alive(handle):

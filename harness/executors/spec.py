@@ -88,5 +88,8 @@ class Executor(Protocol):
     def remove(self, handle: Handle) -> int | None:
         """Kill whatever of it still runs and delete its scratch. The exit code."""
 
+    def kill_largest(self, handle: Handle) -> bool:
+        """KILL to the process of it that has most memory, as the kernel does; False where none runs yet."""
+
     def sweep(self, name: str) -> int:
         """`remove` by name alone, for a container whose handle was lost in a crash; how many processes there were."""

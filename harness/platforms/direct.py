@@ -88,6 +88,10 @@ class Direct:
         """The data files by channel; `test` stays with the harness."""
         return sources.channels(run, self.record, self.say)
 
+    def trained(self) -> Path:
+        """The training job's directory."""
+        return self.record.path / "job"
+
     def outputs(self) -> Path:
         """What the job left in /opt/ml/output/data."""
         return self.record.path / "job" / "output" / "data"
@@ -125,10 +129,7 @@ class Direct:
         self.record.write_json(file, job)
 
     def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
-        """Another training job of this run, to its end; (its artifact's URI or "", the directory of what it left).
-
-        `known` are placeholders besides the images. Raises JobFailed with the FailureReason.
-        """
+        """Another training job of this run, to its end. Raises JobFailed with the FailureReason."""
         executor, images_here = self._executor()
         request = plans.resolve(request, {**images_here, **known})
         name = str(request["TrainingJobName"])
@@ -174,13 +175,13 @@ class Direct:
 
     def _sweep(self, operation: str, name: str) -> None:
         """Remove the containers of an endpoint or a job; a job of several hosts has several, and a network."""
-        executor = self._executor()[0]
+        executor = executors.named(self._executor()[0])
         request = self.record.read_json(f"requests/{operation}-{name}.json")
         if operation != "CreateTrainingJob" or request is None:
-            executors.named(executor).sweep(name)
+            executor.sweep(name)
             return
-        folder, setting = self.record.path / "job", Setting(executor=executor)
-        TrainingRunner(request, self.store, folder, self.record.log, lambda *_: None, lambda _: None, setting).sweep()
+        job, log = self.record.path / "job", self.record.log
+        TrainingRunner(request, self.store, job, log, lambda *_: None, lambda _: None).sweep(executor)
 
     def _settle_job(self, job: dict[str, Any]) -> None:
         if job.get("handle"):
@@ -282,6 +283,13 @@ class Direct:
     def invoke_stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[bytes]:
         """InvokeEndpointWithResponseStream."""
         return invocations.invoke_stream(endpoint, body)
+
+    def endpoint_log(self, endpoint: Endpoint) -> str:
+        """Its log."""
+        return Path(endpoint.handle.log).read_text(encoding="utf-8", errors="replace")
+
+    def forget(self) -> None:
+        """Nothing: disk space on this machine."""
 
     def delete(self, endpoint: Endpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel: no process, port or model copy is left."""

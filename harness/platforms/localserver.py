@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from harness import images, stacks
 from harness.aws import Aws
 from harness.emulator import control
-from harness.errors import HarnessError, NotFound
+from harness.emulator.control import Server
+from harness.errors import Busy, HarnessError, NotFound
 from harness.interrupts import shielded
 from harness.platforms import resources
 from harness.platforms.direct import PROCESS_IMAGES as IMAGES
@@ -17,7 +19,7 @@ from harness.platforms.resources import RUNNING_JOB
 from harness.profile import LOCAL
 
 Say = Callable[[str], None]
-__all__ = ["IMAGES", "PROFILE", "up"]
+__all__ = ["IMAGES", "PROFILE", "images_of", "up"]
 PROFILE = LOCAL  # its bucket and role are what a local SageMaker is born with
 STARTED = "started-by-a-run"  # in its state directory: no `harness local up` asked for this one
 
@@ -28,11 +30,12 @@ def state() -> Path:
 
 
 @contextmanager
-def up(say: Say, start: bool = True) -> Iterator[str]:
-    """The address of the local SageMaker.
+def up(say: Say, start: bool = True, executor: str = "") -> Iterator[Server]:
+    """The local SageMaker; `executor` is what one that has to be started runs containers with, `process` if empty.
 
     One that a run has started is ended by whichever command leaves it with nothing running; one that
-    `harness local up` has started stays. Raises NotFound where none is up and `start` is false.
+    `harness local up` has started stays. Raises NotFound where none is up and `start` is false, Busy where one with
+    another executor is.
     """
     server = control.find(state())
     if server is None:
@@ -43,13 +46,21 @@ def up(say: Say, start: bool = True) -> Iterator[str]:
         with shielded():
             state().mkdir(parents=True, exist_ok=True)
             (state() / STARTED).touch()
-            server, _ = control.up(state(), None, PROFILE.region, "process")
+            server, _ = control.up(state(), None, PROFILE.region, executor)
         say(f"started a local SageMaker on {server.url}")
+    elif executor not in ("", server.executor):
+        what = f"the local SageMaker that is up has executor {server.executor}, not {executor}"
+        raise Busy(what, hint="harness local down, then repeat this; or leave --executor out")
     try:
-        yield server.url
+        yield server
     finally:
         if start and (state() / STARTED).exists():
             _end_if_idle(server.url, say)
+
+
+def images_of(server: Server) -> dict[str, str]:
+    """What the plan's images stand for there. Raises MissingPrerequisite where they are not built."""
+    return images.on_this_machine(stacks.DEFAULT) if server.executor == "docker" else IMAGES
 
 
 def _end_if_idle(url: str, say: Say) -> None:

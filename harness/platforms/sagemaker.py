@@ -29,9 +29,11 @@ from harness.transfer import Transfer, split
 
 
 class SageMaker:
-    """One run's requests. `images` has the digests for the plan's placeholders; looked up in ECR where None."""
+    """One run's requests. `images` gives what the placeholders stand for; None: looked up in ECR."""
 
-    def __init__(self, record: Record, profile: Profile, say: Say, images: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, record: Record, profile: Profile, say: Say, images: Callable[[], dict[str, str]] | None = None
+    ) -> None:
         self.record, self.profile, self.say = record, profile, say
         self.serving = profile.serving
         self.aws = Aws(profile)
@@ -41,7 +43,8 @@ class SageMaker:
         self.jobs = Jobs(self.resources, self.transfer, profile.region, say)
         self.hosting = Endpoints(self.resources, self.serving.region, profile.endpoint_hours, say)
         self.here = bool(profile.endpoint_url)
-        self._images = images
+        self._find_images = images
+        self._images: dict[str, str] | None = None
         self._told = 0.0
 
     def check(self, run: RunFile, plan: Plan) -> None:
@@ -51,6 +54,8 @@ class SageMaker:
 
     def images(self, stack: str = stacks.DEFAULT) -> dict[str, str]:
         """The images by digest: looked up once a run, so that training and serving stay with what was checked."""
+        if self._images is None and self._find_images is not None:
+            self._images = self._find_images()
         if self._images is None:
             self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile, stack)
             self.record.write_json("images.json", self._images)
@@ -84,6 +89,14 @@ class SageMaker:
     def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
         """The job to its end; the artifact's URI. Raises JobFailed with the FailureReason."""
         return self.jobs.train(plans.resolve(plan.create_training_job, self.images()), on_status, on_tick)
+
+    def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
+        """A further job to its end, and what it left, downloaded. Raises JobFailed with the FailureReason."""
+        return self.jobs.other(plans.resolve(request, {**self.images(), **known}), lambda: None)
+
+    def trained(self) -> Path:
+        """What the run's training job left, downloaded."""
+        return self.jobs.left(self.jobs.artifact_uri(), self.record.path / "trained")
 
     def outputs(self) -> Path:
         """What the job left in /opt/ml/output/data."""
@@ -162,6 +175,10 @@ class SageMaker:
         """InvokeEndpointWithResponseStream: the parts' bytes."""
         return self.hosting.invoke_stream(endpoint, body)
 
+    def endpoint_log(self, endpoint: RemoteEndpoint) -> str:
+        """What CloudWatch has of it."""
+        return "\n".join(self.hosting.log(endpoint.name))
+
     def delete(self, endpoint: RemoteEndpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order."""
         with shielded():
@@ -182,6 +199,11 @@ class SageMaker:
         self.transfer.abort_all()
         self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
         return list(dict.fromkeys(gone))
+
+    def forget(self) -> None:
+        """Delete what is under the run's prefix of the bucket: data, checkpoints, artifacts, outputs."""
+        deleted = self.transfer.delete(f"s3://{self.profile.bucket}/runs/{self.record.id}/", self.profile.region)
+        self.say(f"deleted {deleted} objects of s3://{self.profile.bucket}/runs/{self.record.id}/")
 
     def _verify(self, regions: list[str]) -> None:
         """Ask every region that was used for anything of this run. Raises EndpointFailed naming what is left."""

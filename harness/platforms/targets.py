@@ -60,7 +60,7 @@ def of(record: Record) -> Target:
 def opened(record: Record, say: Callable[[str], None], start: bool = True, executor: str = "") -> Iterator[Platform]:
     """The run's platform. A local SageMaker is started if none is up and `start`, stopped when nothing is left."""
     target = of(record)
-    if executor and target != DIRECT:
+    if executor and target.platform not in ("direct", "local"):
         what = f"run {record.id} is on platform {target.platform}, which has no executor to choose"
         raise InvalidInput(what, hint="leave --executor and the variable EXECUTOR out")
     if target.platform == "sagemaker":
@@ -71,9 +71,9 @@ def opened(record: Record, say: Callable[[str], None], start: bool = True, execu
         from harness.platforms import localserver
         from harness.platforms.sagemaker import SageMaker
 
-        with localserver.up(say, start) as url:
-            profile = replace(target.profile, endpoint_url=url)
-            yield SageMaker(record, profile, say, localserver.IMAGES)
+        with localserver.up(say, start, executor) as server:
+            profile = replace(target.profile, endpoint_url=server.url)
+            yield SageMaker(record, profile, say, lambda: localserver.images_of(server))
     else:
         from harness.platforms.direct import Direct
 

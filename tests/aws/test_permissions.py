@@ -16,6 +16,8 @@ from harness.platforms.resources import KINDS
 ACTIONS = {
     "s3:HeadBucket": ["s3:ListBucket"],
     "s3:HeadObject": ["s3:GetObject"],
+    "s3:ListObjectsV2": ["s3:ListBucket"],
+    "s3:DeleteObjects": ["s3:DeleteObject"],
     "s3:DownloadFile": ["s3:GetObject"],
     "s3:Copy": ["s3:GetObject", "s3:PutObject"],
     "s3:PutObject": ["s3:PutObject"],

@@ -46,7 +46,7 @@ def run(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> SageM
     record = Record(name, tmp_path / name)
     record.path.mkdir()
     profile = replace(LOCAL, endpoint_url=server.url)
-    return SageMaker(record, profile, lambda _: None, {"train_image": IMAGE, "serve_image": IMAGE})
+    return SageMaker(record, profile, lambda _: None, lambda: {"train_image": IMAGE, "serve_image": IMAGE})
 
 
 def tags(run: SageMaker) -> list[dict[str, str]]:
@@ -135,7 +135,7 @@ def test_a_job_that_runs_is_told_taken_up_and_stopped_by_down(run: SageMaker, re
     with pytest.raises(JobFailed, match="ended as Stopped"):  # the job is waited for by name, and was stopped
         found = run.resources.describe("training-job", run.record.id, "us-west-2")
         assert found is not None
-        raise run.jobs._job_failed(run.record.id, found, "")
+        raise run.jobs._job_failed(run.record.id, found, "", run.record.log)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from tests.emulator.requests import Requests
 BIN = Path(__file__).parent / "bin"
 
 
-def start(state: Path, **env: str) -> Server:
+def start(state: Path, executor: str = "process", **env: str) -> Server:
     """A server of its own for `state`."""
     before = dict(os.environ)
     os.environ.update(DJL_SERVING=str(BIN / "djl-serving"), **env)
     try:
-        return control.up(state, None, "us-west-2", "process")[0]
+        return control.up(state, None, "us-west-2", executor)[0]
     finally:
         os.environ.clear()
         os.environ.update(before)

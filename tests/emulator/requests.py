@@ -11,14 +11,16 @@ ROLE = "arn:aws:iam::000000000000:role/local"
 # 256 characters fit into an argument, 512 into a value of the environment: the program is put together from there.
 BOOT = "import os;exec(''.join(v for k,v in sorted(os.environ.items()) if k.startswith('CODE')))"
 QUICK = "print('step=1 loss=0.5')"
-PATHS = "import json,os,signal,sys,time\nfrom pathlib import Path\nB=Path(os.environ['SAGEMAKER_BASE_DIR'])\n"
+PATHS = "import json,os,signal,sys,time\nfrom pathlib import Path\n"
+PATHS += "B=Path(os.environ.get('SAGEMAKER_BASE_DIR','/opt/ml'))\n"
 
 
 class Requests:
     """Clients and requests against one server."""
 
-    def __init__(self, server: Any, client: Callable[..., Any]) -> None:
+    def __init__(self, server: Any, client: Callable[..., Any], images: dict[str, str] | None = None) -> None:
         self.server = server
+        self.images = images or {"train": IMAGE, "serve": IMAGE}  # executor process looks at their names only
         self._made: list[Any] = []
         self._client = client
         self.sm, self.s3 = self.client("sagemaker"), self.client("s3")
@@ -40,7 +42,7 @@ class Requests:
         request = {
             "TrainingJobName": name,
             "AlgorithmSpecification": {
-                "TrainingImage": IMAGE,
+                "TrainingImage": self.images["train"],
                 "TrainingInputMode": "File",
                 "ContainerEntrypoint": ["python", "-u", "-c"],
                 "ContainerArguments": [BOOT],
@@ -81,6 +83,13 @@ class Requests:
             out[stream["logStreamName"]] = [event["message"] for event in raw["events"]]
         return out
 
+    def logs_or_nothing(self, name: str) -> dict[str, list[str]]:
+        """`logged`, also before the first job has made the log group."""
+        try:
+            return self.logged(name)
+        except self.logs.exceptions.ResourceNotFoundException:
+            return {}
+
     def model_files(self) -> None:
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             self.s3.put_object(Bucket="local", Key=f"model/{name}", Body=b"{}")
@@ -92,7 +101,7 @@ class Requests:
         container = data or {"ModelDataSource": {"S3DataSource": source}}
         self.sm.create_model(
             ModelName=name,
-            PrimaryContainer={"Image": IMAGE, "Environment": env, **container},
+            PrimaryContainer={"Image": self.images["serve"], "Environment": env, **container},
             ExecutionRoleArn=ROLE,
         )
         variant = {

@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from botocore.exceptions import ClientError, EventStreamError
 
 from harness.emulator import control
 from harness.errors import InvalidInput
+from harness.executors.spec import MARKER
 from tests.emulator.requests import Requests
 
 pytestmark = pytest.mark.emulator
@@ -96,6 +98,48 @@ def test_pings_that_fail_and_pings_that_come_late(aws: Requests, fault: Any) -> 
     assert aws.deploy("late")["EndpointStatus"] == "InService"
     assert time.monotonic() - began > 2
     aws.delete("late")
+
+
+def test_pings_that_never_succeed_fail_the_endpoint_and_leave_nothing(aws: Requests, fault: Any) -> None:
+    fault("failing-ping", name="sick", after=2)
+    began = time.monotonic()
+    shown = aws.deploy("sick")
+    assert (shown["EndpointStatus"], time.monotonic() - began > 2) == ("Failed", True)
+    assert shown["FailureReason"].startswith(
+        "The primary container for production variant AllTraffic did not pass the ping health check."
+    )
+    with pytest.raises(ClientError, match="Endpoint sick of account 000000000000 not found"):
+        aws.runtime.invoke_endpoint(EndpointName="sick", Body=b"{}")
+    assert [p for p in psutil.process_iter() if "sick" in _marker(p)] == []
+    aws.delete("sick")
+
+
+def test_an_update_whose_pings_fail_rolls_back(aws: Requests, fault: Any) -> None:
+    aws.deploy("well", FAKE_VERSION="1")
+    aws.config("well-2", FAKE_VERSION="2")
+    fault("failing-ping", name="well", after=1)
+    aws.sm.update_endpoint(EndpointName="well", EndpointConfigName="well-2")
+    shown = aws.settled("well")
+    assert (shown["EndpointConfigName"], "ping health check" in shown["FailureReason"]) == ("well", True)
+    assert b'"version": "1"' in aws.runtime.invoke_endpoint(EndpointName="well", Body=b"{}")["Body"].read()
+    aws.delete("well")
+
+
+def _marker(process: psutil.Process) -> str:
+    try:
+        return process.environ().get(MARKER, "")
+    except (psutil.Error, OSError):
+        return ""
+
+
+def test_hosts_that_start_late(aws: Requests, fault: Any) -> None:
+    fault("late-hosts", name="late-hosts", after=2)
+    resources = {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}
+    code = "r=json.loads((B/'input/config/resourceconfig.json').read_text())\n"
+    code += "(B/'model'/r['current_host']).write_text('')\nprint('began', time.time())"
+    assert aws.run("late-hosts", code, ResourceConfig=resources)["TrainingJobStatus"] == "Completed"
+    first, second = (float(lines[0].split()[1]) for _, lines in sorted(aws.logged("late-hosts").items()))
+    assert second - first > 1.9
 
 
 def test_streams_and_invocations_that_break(aws: Requests, fault: Any) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,3 +211,29 @@ def test_listing(aws: Requests) -> None:
 def test_the_role_is_the_only_credential(aws: Requests) -> None:
     with pytest.raises(ClientError, match="Could not assume role"):
         aws.sm.create_training_job(**aws.job("no-role", RoleArn=ROLE + "-none"))
+
+
+def test_a_secret_reaches_the_container_and_nothing_else(aws: Requests) -> None:
+    value = "hf_abcdefghijklmnopqrstuvwxyz"
+    arn = aws.client("secretsmanager").create_secret(Name="hf", SecretString=value)["ARN"]
+    show = "import os; print('length', len(os.environ['HF_TOKEN'])); raise SystemExit(os.environ['HF_TOKEN'])"
+    algorithm = {
+        "TrainingImage": aws.images["train"],
+        "TrainingInputMode": "File",
+        "ContainerEntrypoint": ["python", "-m", "containers.entrypoint"],
+        "ContainerArguments": ["python", "-c", show],
+    }
+    given = {"Environment": {"HF_TOKEN_SECRET_ARN": arn}, "AlgorithmSpecification": algorithm}
+    shown = aws.run("secret", **given)
+    assert shown["TrainingJobStatus"] == "Failed"
+    assert aws.logged("secret").popitem()[1] == [f"length {len(value)}", "***"]
+    state = Path(aws.server.state)
+    # moto keeps the secret in memory; whatever the server has written knows the ARN alone.
+    holders = [p for p in state.rglob("*") if p.is_file() and value.encode() in p.read_bytes()]
+    assert holders == []
+    assert shown["Environment"] == {"HF_TOKEN_SECRET_ARN": arn}
+    missing = {**given, "Environment": {"HF_TOKEN_SECRET_ARN": arn.replace("secret:hf", "secret:none")}}
+    reason = aws.run("no-secret", **missing)["FailureReason"]
+    assert reason.startswith("ClientError: HF_TOKEN_SECRET_ARN (") and "ResourceNotFoundException" in reason
+    isolated = aws.run("isolated-secret", EnableNetworkIsolation=True, **given)
+    assert "no credentials to read it with" in isolated["FailureReason"]

@@ -1,13 +1,28 @@
-"""Where and as whom a training job runs, and the hosts that it runs on."""
+"""What a training job is made of: its state, its hosts, where and as whom it runs. training.py runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from containers.contract import Paths
 from harness import interrupts
+
+
+@dataclass
+class TrainingJob:
+    """What DescribeTrainingJob would say, under its own names, and the container to find it again by."""
+
+    name: str
+    status: str = "InProgress"
+    secondary_status: str = "Starting"
+    failure_reason: str = ""
+    model_artifacts: str = ""
+    exit_code: int | None = None
+    transitions: list[tuple[str, float]] = field(default_factory=list)
+    handle: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -25,9 +40,13 @@ class Setting:
     """As the service does; platform local keeps what it needs to go on in its record instead."""
     fail_upload: Callable[[], OSError | None] = lambda: None
     """For faults on demand."""
+    hosts_late: float = 0.0
+    """Seconds until the hosts after the first one start, and their names resolve; for faults on demand."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Where AWS is and as whom to ask it, for containers that are not isolated."""
 
 
-HERE = Setting()
+HERE = Setting()  # platform local's
 
 
 @dataclass(frozen=True)
@@ -56,3 +75,10 @@ def hosts_of(job: str, count: int, folder: Path, log: Path, setting: Setting) ->
         path = log.with_name(f"{log.stem}-{label}{log.suffix}")
         out.append(Host(label, name, Paths(folder / label), path, f"{setting.prefix}{job}-{label}"))
     return out
+
+
+def artifact_uri(request: dict[str, Any]) -> str:
+    """ModelArtifacts.S3ModelArtifacts: the archive, or the prefix of uncompressed output."""
+    config = request["OutputDataConfig"]
+    root = f"{config['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output"
+    return f"{root}/model" if config.get("CompressionType", "GZIP") == "NONE" else f"{root}/model.tar.gz"

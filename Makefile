@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export EXECUTOR
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: test-aws aws-transcripts test-chaos help setup check test test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ test-images: ## build, push and pull the images, and run them: needs Docker, deb
 verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS credentials and 60 GB of disk
 	@$(SETUP) harness
 	@$(PY) -m tests.images.verify
+
+test-all: test ## every test there is, each once: needs what test-images needs
+	@$(SETUP) harness train serve djl neuron aws
+	@$(PY) -m pytest -m "docker or neuron or aws"
 
 NEURON_TESTS := tests/neuron tests/shards tests/tnx tests/conformance tests/test_signature.py tests/test_limits.py
 

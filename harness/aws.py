@@ -10,10 +10,11 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from harness.awserrors import refusal
-from harness.errors import EndpointFailed, InvalidInput, MissingPrerequisite, NotFound, Problem, did_you_mean
+from harness.errors import EndpointFailed, InvalidInput, Problem, did_you_mean
 from harness.profile import Profile
 
 # Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
@@ -108,6 +109,29 @@ def _session(profile_name: str) -> Any:
     return boto3.Session(profile_name=profile_name or None)
 
 
+def _on_ec2() -> bool:
+    """https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html"""
+    vendor = Path("/sys/devices/virtual/dmi/id/sys_vendor")
+    return vendor.is_file() and "Amazon" in vendor.read_text(encoding="utf-8", errors="replace")
+
+
+def credentials_from(profile_name: str) -> str:
+    """Which link of the standard chain has credentials, without using them. Raises Refused where none has."""
+    from botocore.exceptions import BotoCoreError, NoCredentialsError
+    from botocore.session import Session
+
+    session = Session(profile=profile_name or None)
+    try:
+        if not _on_ec2():  # nobody answers elsewhere, and the wait is a second, twice
+            session.get_component("credential_provider").remove("iam-role")
+        found = session.get_credentials()
+        if found is None:
+            raise NoCredentialsError
+    except BotoCoreError as error:
+        raise refusal(error, "sts", "credentials", "") from None
+    return str(found.method)
+
+
 @lru_cache(maxsize=1)
 def _local_session() -> Any:
     """One for all: it has no credentials to go stale, and reading the services' models takes half a second."""
@@ -131,9 +155,14 @@ def enum_values(service: str, shape: str) -> list[str]:
 def validate(service: str, operation: str, request: Mapping[str, Any]) -> None:
     """Raise InvalidInput with every way in which `request` does not fit `operation`'s input shape."""
     shape = service_model(service).operation_model(operation).input_shape
-    problems = [Problem(f"{operation}: {text}") for text in _check(request, shape, "")]
-    if problems:
-        raise InvalidInput.of(problems)
+    found = [Problem(f"{operation}: {text}") for text in problems(request, shape)]
+    if found:
+        raise InvalidInput.of(found)
+
+
+def problems(value: Any, shape: Any) -> list[str]:
+    """Every way in which `value` does not fit one of botocore's shapes."""
+    return list(_check(value, shape, ""))
 
 
 def _check(value: Any, shape: Any, where: str) -> Iterator[str]:
@@ -220,37 +249,4 @@ def _check_length(n: float, shape: Any, where: str, unit: str) -> Iterator[str]:
 def output_problems(service: str, operation: str, response: Mapping[str, Any]) -> list[str]:
     """Every way in which `response` does not fit `operation`'s output shape; times are seconds since the epoch."""
     shape = service_model(service).operation_model(operation).output_shape
-    return list(_check(response, shape, "")) if shape is not None else []
-
-
-class NoSuch(NotFound):
-    """What was asked for is not there."""
-
-
-@lru_cache(maxsize=8)
-def client(service: str, region: str) -> Any:
-    """A boto3 client by the standard credential chain; AWS_ENDPOINT_URL_<SERVICE> names another address."""
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "max_attempts": 8}, connect_timeout=5, user_agent_extra="neuron-harness"
-    )
-    return boto3.Session().client(service, region_name=region, config=config)
-
-
-def call(made: Any, operation: str, **request: Any) -> Any:
-    """One API call. Raises NoSuch for what is not there, MissingPrerequisite for every other refusal."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        return getattr(made, operation)(**request)
-    except ClientError as error:
-        said = error.response.get("Error", {})
-        if "NotFound" in said.get("Code", ""):
-            raise NoSuch(f"{operation}: {said.get('Message', '')}") from None
-        raise MissingPrerequisite(f"AWS refused {operation}", f"{said.get('Code')}: {said.get('Message')}") from None
-    except BotoCoreError as error:
-        raise MissingPrerequisite(
-            f"AWS could not be asked for {operation}", str(error), "aws sts get-caller-identity"
-        ) from None
+    return problems(response, shape) if shape is not None else []

@@ -72,7 +72,7 @@ def prerequisites(environments: list[str]) -> list[Problem]:
 
 def _too_small(environments: list[str]) -> list[Problem]:
     problems = []
-    missing = [e for e in environments if e in ENVIRONMENTS and _stamp_of(e) != _wanted_stamp(e)]
+    missing = [e for e in environments if e in ENVIRONMENTS and not is_set_up(e)]
     if missing:
         cpu = find_torch_wheel() is not None
         need, free = (DISK_GIB if cpu else DISK_CUDA_GIB), shutil.disk_usage(ROOT).free / GIB
@@ -101,6 +101,11 @@ def _wanted_stamp(name: str) -> str:
     for lock in ("bootstrap.txt", f"{name}.txt", "torch-cpu.txt"):
         digest.update((LOCKS / lock).read_bytes())
     return digest.hexdigest()
+
+
+def is_set_up(name: str) -> bool:
+    """Whether an environment is there, whole, and made from today's lock."""
+    return _stamp_of(name) == _wanted_stamp(name)
 
 
 def _stamp_of(name: str) -> str:
@@ -149,9 +154,9 @@ def _uv(*args: str) -> None:
 
 def ensure_environment(name: str) -> None:
     """Build `.venv` or `.venv-<name>` from its lock, unless its stamp says that it is built."""
-    wanted = _wanted_stamp(name)
-    if _stamp_of(name) == wanted:
+    if is_set_up(name):
         return
+    wanted = _wanted_stamp(name)
     folder = python_of(name).parent.parent
     _say(f"setting up {folder.name} from locks/{name}.txt")
     (folder / "setup-complete").unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import shell, stacks
+from harness import engine, shell, stacks
 from harness.errors import MissingPrerequisite
 from harness.paths import CACHE, ROOT
 from harness.profile import LOCAL
@@ -26,7 +26,6 @@ ROLES = ("train", "serve")
 # What an image is made of: its tag changes with these and with nothing else.
 SOURCES = ("containers", "train", "serve", "locks", "docker-bake.hcl", ".dockerignore")
 DEBIAN_IMAGE = "neuron-harness/debian:bookworm"
-NO_DOCKER = "install Docker Engine with buildx (docs/images.md); everything else works without: executor process"
 # Bytes free where the engine keeps its images. A DLC is 14 GB packed (its own build's baseline) and unpacks to more;
 # a stand-in is 1.5 GB, 5.5 GB with PyPI's torch for CUDA (docs/images.md); the builder keeps a copy of each.
 DISK_DLC, DISK_STAND_IN, DISK_STAND_IN_CUDA = 60_000_000_000, 8_000_000_000, 25_000_000_000
@@ -65,6 +64,11 @@ def tag(stack: str, stand_in: bool) -> str:
     return f"{stack}{'-cpu' if stand_in else ''}-{revision()}"
 
 
+def is_for_aws(name: str, stack: str) -> bool:
+    """Whether a tag is one of `stack`'s on the Deep Learning Containers, and not on the stand-ins."""
+    return name.startswith(f"{stack}-") and not name.startswith(f"{stack}-cpu-")
+
+
 def revision() -> str:
     """g<commit>, or c<hash of the sources> where they differ from it or there is no git."""
     if (ROOT / ".git").exists() and shutil.which("git"):
@@ -96,7 +100,7 @@ def on_this_machine(stack: str) -> dict[str, str]:
     """The stand-in images of this revision, by the plan's placeholders. Raises MissingPrerequisite if one is not."""
     build = Build(stack, stand_in=True)
     for role in ROLES:
-        if not shell.run(["docker", "image", "ls", "--quiet", build.name(role)], timeout=60, hint=NO_DOCKER).strip():
+        if not engine.run(["image", "ls", "--quiet", build.name(role)]).strip():
             raise MissingPrerequisite(
                 f"no image {build.name(role)}", "this revision is not built here", "run: harness build --stand-in"
             )
@@ -133,7 +137,7 @@ def command(build: Build, show_only: bool = False) -> list[str]:
 
 def printed(build: Build) -> str:
     """What would be built, as JSON."""
-    _check_engine()
+    engine.check(builds=True)
     return shell.run(command(build, show_only=True), cwd=ROOT, env=environment(build, None), timeout=120)
 
 
@@ -144,7 +148,7 @@ def build(what: Build, reporter: Reporter, docker_config: Path | None = None) ->
     """
     from harness.bootstrap import find_torch_wheel
 
-    _check_engine()
+    engine.check(builds=True)
     wheels = None
     if what.stand_in:
         from harness.assets import djl
@@ -164,13 +168,8 @@ def build(what: Build, reporter: Reporter, docker_config: Path | None = None) ->
     return {what.name(role): layers(what.name(role)) for role in ROLES}
 
 
-def _check_engine() -> None:
-    shell.run(["docker", "buildx", "version"], timeout=60, hint=NO_DOCKER)
-    shell.run(["docker", "version", "--format", "{{.Server.Version}}"], timeout=60, hint="start the Docker engine")
-
-
 def _check_disk(need: int) -> None:
-    folder = Path(shell.run(["docker", "info", "--format", "{{.DockerRootDir}}"], timeout=60).strip())
+    folder = Path(engine.run(["info", "--format", "{{.DockerRootDir}}"]).strip())
     if folder.is_dir() and (free := shutil.disk_usage(folder).free) < need:
         what = f"{free / 1e9:.0f} GB of disk are free in {folder}, the build needs {need / 1e9:.0f} GB"
         raise MissingPrerequisite(what, hint="free some: docker system df; docker builder prune")
@@ -178,7 +177,7 @@ def _check_disk(need: int) -> None:
 
 def ensure_root(reporter: Reporter) -> None:
     """The stand-ins' root image: pulled by the engine where DEBIAN_IMAGE names another, else made by debootstrap."""
-    if os.environ.get("DEBIAN_IMAGE") or shell.run(["docker", "image", "ls", "-q", DEBIAN_IMAGE], timeout=60).strip():
+    if os.environ.get("DEBIAN_IMAGE") or engine.run(["image", "ls", "-q", DEBIAN_IMAGE]).strip():
         return
     tarball = CACHE / "images" / "debian-bookworm.tar"
     if not tarball.is_file():
@@ -191,14 +190,12 @@ def ensure_root(reporter: Reporter) -> None:
         reporter.say("making the stand-ins' Debian root (a minute)")
         tarball.parent.mkdir(parents=True, exist_ok=True)
         shell.run([ROOT / "containers" / "base" / "debian.sh", tarball], timeout=600)
-    shell.run(["docker", "import", "--change", 'CMD ["bash"]', tarball, DEBIAN_IMAGE], timeout=300)
+    engine.run(["import", "--change", 'CMD ["bash"]', tarball, DEBIAN_IMAGE], timeout=300)
 
 
 def layers(image: str) -> list[Layer]:
     """What each instruction added, oldest first; those that added nothing are left out."""
-    text = shell.run(
-        ["docker", "history", "--no-trunc", "--human=false", "--format", "{{json .}}", image], timeout=60
-    )
+    text = engine.run(["history", "--no-trunc", "--human=false", "--format", "{{json .}}", image])
     rows = [json.loads(line) for line in text.splitlines()]
     return [Layer(int(r["Size"]), r["CreatedBy"].split(" # buildkit")[0]) for r in reversed(rows) if int(r["Size"])]
 

@@ -99,6 +99,11 @@ def path() -> Path:
     return Path(base) / "neuron-harness" / "profile.toml"
 
 
+def is_there() -> bool:
+    """Whether a profile was written, or the environment says one."""
+    return path().is_file() or any(os.environ.get(PREFIX + f.name.upper()) for f in fields(Profile))
+
+
 def load(file: Path | None = None, **flags: str) -> Profile:
     """The profile of `file` (path() if None), overridden by the environment, then by `flags` that are not empty.
 

@@ -21,6 +21,8 @@ from typing import Any
 from harness.errors import Busy, InvalidInput, NotFound, did_you_mean
 from harness.paths import runs_dir
 
+ASIDE = "set-aside"  # in a record that no run file of the user's stands behind
+
 
 def new_id(name: str, now: datetime | None = None) -> str:
     """<run file's name>-<UTC date and time>-<4 hex>: sorts by time and fits SageMaker's 63 characters."""
@@ -45,6 +47,10 @@ class Record:
         """When it began: the time in its id."""
         match = re.search(r"(\d{8}-\d{6})-[0-9a-f]{4}$", self.id)
         return datetime.strptime(match.group(1), "%Y%m%d-%H%M%S").replace(tzinfo=UTC) if match else None
+
+    def set_aside(self, verb: str) -> None:
+        """Mark it as something that `verb` has made for itself: it is never the newest run."""
+        self.write_text(ASIDE, f"{verb}\n")
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `name` in one step."""
@@ -137,12 +143,16 @@ def _when(path: Path) -> str:
 
 
 def find(run_id: str | None) -> Record:
-    """The run of that id, or whose id starts so, or the newest where None. Raises NotFound."""
+    """The run of that id, or whose id starts so, or the newest where None, verifications aside. Raises NotFound."""
     records = all_records()
     if not records:
         raise NotFound("there is no run here yet", f"looked in {runs_dir()}", "start one: harness run RUNFILE")
     if run_id is None:
-        return records[0]
+        for record in records:
+            if not (record.path / ASIDE).is_file():
+                return record
+        what = f"the newest run is {records[0].id}, which {(records[0].path / ASIDE).read_text().strip()} has made"
+        raise NotFound("there is no run of yours here yet", what, "name it, or start one: harness run RUNFILE")
     matching = [r for r in records if r.id == run_id] or [r for r in records if r.id.startswith(run_id)]
     if len(matching) == 1:
         return matching[0]

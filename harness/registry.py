@@ -5,7 +5,6 @@ Credentials live in a docker configuration of their own for as long as they are 
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -17,9 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness import aws, shell
-from harness.errors import InvalidInput, MissingPrerequisite
-from harness.images import NO_DOCKER, Build
+from harness import engine, profile as profiles, shell
+from harness.aws import Aws
+from harness.awserrors import is_missing
+from harness.errors import HarnessError, InvalidInput, MissingPrerequisite
+from harness.images import Build
 from harness.paths import runs_dir
 from harness.reporter import Reporter
 
@@ -64,18 +65,33 @@ class Pushed:
         return asdict(self)
 
 
+def account() -> Aws:
+    """Calls as the profile says; where there is none, by the standard chain, whose account is then the one."""
+    if profiles.is_there():
+        return Aws(profiles.load())
+    return Aws(profiles.Profile(account="", region=profiles.LOCAL.region, role_arn="", bucket=""))
+
+
+def regions() -> list[str]:
+    """Where the profile's jobs and endpoints run; the lab's region where there is no profile."""
+    profile = account().profile
+    return list(dict.fromkeys([profile.region, profile.serving.region]))
+
+
 @contextmanager
-def credentials(client: Any, registry_id: str = "") -> Iterator[tuple[str, Path]]:
+def credentials(aws: Aws, region: str, registry_id: str = "") -> Iterator[tuple[str, Path]]:
     """(registry host, docker configuration directory with a fresh token for it); the directory is deleted after."""
     more = {"registryIds": [registry_id]} if registry_id else {}
-    data = aws.call(client, "get_authorization_token", **more)["authorizationData"][0]
+    data = aws.call("ecr", "get_authorization_token", region, **more)["authorizationData"][0]
     host = data["proxyEndpoint"].partition("://")[2]
     users = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     with tempfile.TemporaryDirectory(prefix="nh-docker-") as folder:  # mode 700
         config: dict[str, Any] = {}
         if (users / "config.json").is_file():
             config = json.loads((users / "config.json").read_text(encoding="utf-8"))
-        config.pop("credsStore", None)  # a store would be asked instead of what is written here
+        # A store or a helper would be asked instead of what is written here.
+        config.pop("credsStore", None)
+        config.get("credHelpers", {}).pop(host, None)
         config.setdefault("auths", {})[host] = {"auth": data["authorizationToken"]}
         target = Path(folder) / "config.json"
         target.touch(mode=0o600)
@@ -89,35 +105,41 @@ def credentials(client: Any, registry_id: str = "") -> Iterator[tuple[str, Path]
 @contextmanager
 def dlc_credentials(region: str) -> Iterator[Path]:
     """A docker configuration that may pull the Deep Learning Containers."""
-    with credentials(aws.client("ecr", region), DLC_ACCOUNT) as (_, folder):
+    # The variable is docker-bake.hcl's, too: some regions have another account.
+    with credentials(account(), region, os.environ.get("DLC_ACCOUNT") or DLC_ACCOUNT) as (_, folder):
         yield folder
 
 
-def ensure_repository(client: Any, name: str, say: Any) -> None:
+def ensure_repository(aws: Aws, region: str, name: str, say: Any) -> None:
     """The repository, made with scanning, immutable tags and a lifecycle where it is not there."""
     try:
-        found = aws.call(client, "describe_repositories", repositoryNames=[name])["repositories"][0]
-    except aws.NoSuch:
+        found = aws.call("ecr", "describe_repositories", region, repositoryNames=[name])["repositories"][0]
+    except HarnessError as error:
+        if not is_missing(error):
+            raise
         say(f"creating repository {name}: scan on push, immutable tags, untagged images expire after 14 days")
         aws.call(
-            client,
+            "ecr",
             "create_repository",
+            region,
             repositoryName=name,
             imageTagMutability="IMMUTABLE",
             imageScanningConfiguration={"scanOnPush": True},
             tags=[{"Key": "neuron-harness", "Value": "images"}],
         )
-        aws.call(client, "put_lifecycle_policy", repositoryName=name, lifecyclePolicyText=json.dumps(LIFECYCLE))
+        policy = json.dumps(LIFECYCLE)
+        aws.call("ecr", "put_lifecycle_policy", region, repositoryName=name, lifecyclePolicyText=policy)
         return
     if found.get("imageTagMutability") != "IMMUTABLE":
         say(f"repository {name} has mutable tags: what a tag names may change; requests go by digest")
 
 
-def in_registry(client: Any, repository: str, tag: str) -> tuple[str, str]:
+def in_registry(aws: Aws, region: str, repository: str, tag: str) -> tuple[str, str]:
     """(manifest's digest, image configuration's digest) of a tag; two empty strings where it is not there."""
     answer = aws.call(
-        client,
+        "ecr",
         "batch_get_image",
+        region,
         repositoryName=repository,
         imageIds=[{"imageTag": tag}],
         acceptedMediaTypes=list(MANIFESTS),
@@ -139,11 +161,11 @@ def push(build: Build, role: str, region: str, reporter: Reporter) -> Pushed:
     image_id = _image_id(local)
     tag = local.rpartition(":")[2]
     repository = f"neuron-{role}"
-    client = aws.client("ecr", region)
-    ensure_repository(client, repository, reporter.say)
-    with credentials(client) as (host, folder):
+    aws = account()
+    ensure_repository(aws, region, repository, reporter.say)
+    with credentials(aws, region) as (host, folder):
         remote = f"{host}/{repository}:{tag}"
-        digest, config = in_registry(client, repository, tag)
+        digest, config = in_registry(aws, region, repository, tag)
         if digest and config != image_id:
             raise InvalidInput(
                 f"{remote} is there already and is another image",
@@ -154,7 +176,7 @@ def push(build: Build, role: str, region: str, reporter: Reporter) -> Pushed:
             reporter.say(f"{remote} is there already")
         else:
             _say_size(local, role, reporter)
-            shell.run(["docker", "tag", local, remote], timeout=60)
+            engine.run(["tag", local, remote])
             try:
                 shell.show(
                     ["docker", "--config", folder, "push", remote],
@@ -162,19 +184,19 @@ def push(build: Build, role: str, region: str, reporter: Reporter) -> Pushed:
                 )
             finally:
                 if remote != local:
-                    shell.run(["docker", "image", "rm", "--no-prune", remote], timeout=60)
-            digest, config = in_registry(client, repository, tag)
+                    engine.run(["image", "rm", "--no-prune", remote])
+            digest, config = in_registry(aws, region, repository, tag)
             if config != image_id:
                 raise MissingPrerequisite(
                     f"{remote} does not hold what was pushed", f"configuration {config or 'missing'}, here {image_id}"
                 )
     made = Pushed(build.stack, role, region, remote, digest, datetime.now(UTC).isoformat(timespec="seconds"))
-    _record(made)
+    record(made)
     return made
 
 
 def _image_id(name: str) -> str:
-    listed = shell.run(["docker", "image", "ls", "--no-trunc", "--quiet", name], timeout=60, hint=NO_DOCKER).split()
+    listed = engine.run(["image", "ls", "--no-trunc", "--quiet", name]).split()
     if not listed:
         more = " --stand-in" if "-cpu-" in name else ""
         raise MissingPrerequisite(f"no image {name}", "this revision is not built here", f"run: harness build{more}")
@@ -182,7 +204,7 @@ def _image_id(name: str) -> str:
 
 
 def _say_size(image: str, role: str, reporter: Reporter) -> None:
-    size = int(shell.run(["docker", "image", "inspect", "--format", "{{.Size}}", image], timeout=60))
+    size = int(engine.run(["image", "inspect", "--format", "{{.Size}}", image]))
     # Packed layers are 30 to 60 % of this; how much of it is in the registry already, only the push finds out.
     reporter.say(f"pushing the {role} image: {size / 1e9:.1f} GB unpacked; a first push sends about half of it")
 
@@ -199,7 +221,7 @@ def pushed() -> list[Pushed]:
         return []
 
 
-def _record(made: Pushed) -> None:
+def record(made: Pushed) -> None:
     rows = [p for p in pushed() if (p.name, p.region) != (made.name, made.region)]
     path = record_file()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,12 +235,6 @@ def local_images() -> list[dict[str, str]]:
     if shutil.which("docker") is None:
         return []
     words = ["--filter", "label=neuron-harness.stack", "--no-trunc", "--format", "{{json .}}"]
-    text = shell.run(["docker", "image", "ls", *words], timeout=60, hint="start the Docker engine")
+    text = engine.run(["image", "ls", *words])
     rows = [json.loads(line) for line in text.splitlines()]
     return [{"name": f"{r['Repository']}:{r['Tag']}", "id": r["ID"], "size": r["Size"]} for r in rows]
-
-
-def decoded(token: str) -> tuple[str, str]:
-    """User and password of an authorization token."""
-    user, _, password = base64.b64decode(token).decode().partition(":")
-    return user, password

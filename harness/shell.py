@@ -23,8 +23,9 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     hint: str = "",
+    apart: bool = False,
 ) -> str:
-    """Run `argv` without a shell and return its standard output.
+    """Run `argv` without a shell and return its standard output; `apart` from our terminal, whose Ctrl-C ends it not.
 
     Raises MissingPrerequisite where the program is absent, runs longer than `timeout` seconds, or ends with
     another code than 0; the last lines it wrote are the reason.
@@ -34,7 +35,16 @@ def run(
     if shutil.which(command[0]) is None:
         raise MissingPrerequisite(f"{command[0]} is not on this machine", f"needed for: {printed}", hint)
     try:
-        done = subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=env,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=apart,
+        )
     except subprocess.TimeoutExpired:
         raise MissingPrerequisite(f"no end after {timeout:.0f} s: {printed}", hint=hint) from None
     if done.returncode != 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.aws import Aws
 from harness.awserrors import is_missing
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Refused
 from harness.record import Record
 
 SHA = "neuron-harness-sha256"
@@ -22,6 +22,7 @@ SHA = "neuron-harness-sha256"
 PART = 64 * 1024 * 1024
 THREADS = 8
 UPLOADS = "uploads.json"
+DELETED_AT_ONCE = 1000  # [s3] keys a DeleteObjects request may name
 
 OnBytes = Callable[[str, int, int], None]
 
@@ -170,6 +171,25 @@ class Transfer:
         bucket, key = split(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         self.aws.call("s3", "download_file", region, Bucket=bucket, Key=key, Filename=str(target))
+
+    def delete(self, prefix: str, region: str = "") -> int:
+        """Every object under a prefix that ends with a slash; how many there were."""
+        bucket, start = split(prefix)
+        assert start.endswith("/"), f"{prefix} would take other names with it"
+        keys = [
+            o["Key"] for o in self.aws.pages("s3", "list_objects_v2", "Contents", region, Bucket=bucket, Prefix=start)
+        ]
+        for at in range(0, len(keys), DELETED_AT_ONCE):
+            some = [{"Key": key} for key in keys[at : at + DELETED_AT_ONCE]]
+            answer = self.aws.call(
+                "s3", "delete_objects", region, Bucket=bucket, Delete={"Objects": some, "Quiet": True}
+            )
+            if errors := answer.get("Errors"):
+                why = f"{errors[0].get('Code')}: {errors[0].get('Message')}"
+                raise Refused(
+                    f"{len(errors)} objects of {prefix} could not be deleted", why, code=errors[0].get("Code", "")
+                )
+        return len(keys)
 
     def copy(self, source: str, target: str, source_region: str, region: str) -> bool:
         """An object from one region's bucket to another's, by S3 itself; False where it is there already."""

@@ -68,8 +68,16 @@ def operations() -> str:
     return "\n".join(lines) + "\n"
 
 
+def versions() -> str:
+    """docs/reference/versions.md: which versions of other packages our code fits."""
+    from tests.conformance import versions as declared
+
+    return declared.page()
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["docs/reference/sagemaker-operations.md"] = operations
+FILES["docs/reference/versions.md"] = versions
 
 
 def main() -> int:

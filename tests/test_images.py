@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from containers import pins
-from harness import executors, images, stacks
+from harness import engine, executors, images, registry, stacks
 from harness.errors import InvalidInput, MissingPrerequisite
 from harness.executors import docker
 from harness.executors.spec import ContainerSpec, Handle
 from harness.images import Build, Layer
+from harness.reporter import Silent
 
 
 def spec(**more: object) -> ContainerSpec:
@@ -57,13 +59,68 @@ def test_a_container_has_a_memory_limit_and_no_swap() -> None:
     assert words[words.index("--memory-swap") + 1] == limit
 
 
-def test_without_docker_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+# A docker whose engine does not run, is not ours to ask, or cannot build.
+DOWN = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+DENIED = "permission denied while trying to connect to the Docker daemon socket"
+VERSION = 'case "$*" in *buildx*) {buildx};; *) {engine};; esac'
+NO_BUILDX = "echo \"docker: 'buildx' is not a docker command.\" >&2; exit 1"
+BUILDX = "echo github.com/docker/buildx {} 1234"
+
+
+def fake_docker(folder: Path, engine: str = "echo 26.1.5", buildx: str = BUILDX.format("v0.13.1")) -> None:
+    program = folder / "docker"
+    program.write_text("#!/bin/sh\n" + VERSION.format(engine=engine, buildx=buildx) + "\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("fake", "said", "remedy"),
+    [
+        (None, "docker is not on this machine", "install Docker Engine with buildx"),
+        ({"engine": f"echo '{DOWN}' >&2; exit 1"}, "no Docker engine answers", "start it"),
+        ({"engine": f"echo '{DENIED}' >&2; exit 1"}, "no Docker engine answers", "join the group docker"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["build", "print", "push", "run", "start"])
+def test_without_an_engine_every_verb_names_the_same_remedy(
+    verb: str, fake: dict[str, str] | None, said: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    if fake is not None:
+        fake_docker(tmp_path, **fake)
+    verbs: dict[str, Callable[[], object]] = {
+        "build": lambda: images.build(Build(stand_in=True), Silent()),
+        "print": lambda: images.printed(Build()),
+        "push": lambda: registry.push(Build(), "train", "us-west-2", Silent()),
+        "run": lambda: docker.check_environment("train"),
+        "start": lambda: docker.start(spec()),
+    }
     with pytest.raises(MissingPrerequisite) as caught:
-        docker.check_environment("train")
-    assert "install Docker Engine" in caught.value.problems[0].hint
+        verbs[verb]()
+    (problem,) = caught.value.problems
+    assert problem.what == said
+    assert remedy in problem.hint
+    assert "executor process" in problem.hint
     assert docker.sweep("n") == 0
     assert not docker.alive(Handle("n", 1, 0.0, "", "docker", "x"))
+
+
+@pytest.mark.parametrize(
+    ("buildx", "said"),
+    [
+        (NO_BUILDX, "docker has no buildx, which builds the images; 0.13 or later"),
+        (BUILDX.format("v0.8.2+ds1"), "buildx is v0.8.2, 0.13 or later is needed"),
+        (BUILDX.format("v0.13.1"), ""),
+        (BUILDX.format("v1.0.0"), ""),
+    ],
+)
+def test_buildx_is_needed_to_build_alone(
+    buildx: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fake_docker(tmp_path, buildx=buildx)
+    assert [p.what for p in engine.problems(builds=True)] == ([said] if said else [])
+    engine.check()
 
 
 def test_an_executor_that_is_not_there_is_refused_with_what_is() -> None:

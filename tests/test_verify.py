@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from containers import host
+from harness import record as records
 from harness.assets import tiny
-from harness.errors import Interrupted, InvalidInput, JobFailed, MissingPrerequisite
-from harness.platforms import verify, verify_jobs, verify_report
-from harness.platforms.verify import FAILED, NOT_HERE, NOT_RUN, PASSED, Bench, Result, Wrong
+from harness.errors import EndpointFailed, Interrupted, InvalidInput, JobFailed, MissingPrerequisite, NotFound
+from harness.estimate import cpu
+from harness.platforms import steps, verify, verify_jobs, verify_report, verify_steps
+from harness.platforms.verify_bench import FAILED, NOT_HERE, NOT_RUN, PASSED, Bench, Budget, Result, Wrong
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_NAMES = [step.name for step in verify.ALL]
@@ -124,7 +126,7 @@ def test_a_cap_shortens_every_job_and_one_that_is_too_small_is_refused() -> None
 
 def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "neuron_here", lambda: False)
-    assert verify.choose("", "local") == "cpu"
+    assert verify.choose("", "") == verify.choose("", "local") == "cpu"
     with pytest.raises(MissingPrerequisite, match="no Neuron device"):
         verify.choose("neuron", "local")
     assert verify.choose("", "sagemaker") == "neuron"
@@ -133,15 +135,83 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -
             verify.choose(device, platform)
 
 
-def test_sending_to_sagemaker_is_refused_and_the_plan_is_shown() -> None:
-    command = [ROOT / ".venv" / "bin" / "harness", "verify", "--platform", "sagemaker"]
-    done = subprocess.run([*command, "--plan", "--usd-per-hour", "2"], capture_output=True, text=True, check=False)
+def harness(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / ".venv" / "bin" / "harness", "verify", "--platform", "sagemaker", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_nothing_goes_to_sagemaker_without_a_cap_and_the_plan_is_shown() -> None:
+    done = harness("--plan", "--usd-per-hour", "2")
     assert done.returncode == 0, done.stderr
     assert "tp2" in done.stdout
     assert "at most 3.6 instance-hours, 7.17 USD at 2 USD an hour" in done.stdout
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 4
-    assert "error: verify cannot send jobs to SageMaker yet" in done.stderr
+    done = harness("--usd-per-hour", "2")
+    assert done.returncode == 3
+    assert "error: --platform sagemaker needs --usd-per-hour and --max-cost" in done.stderr
+
+
+# -- what it costs
+
+
+def test_nothing_is_started_that_could_exceed_the_cap(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bench("neuron")
+    one.budget = Budget(usd_per_hour=3.6, cap=1.9)  # a thousandth of a dollar a second
+    sent: list[str] = []
+    one.platform.job = lambda request, known: sent.append(request["TrainingJobName"]) or ("", Path())
+    one.job("host-train")  # 300 s at most
+    one.run.record.write_json(f"jobs/{one.run.record.id}-host-train.json", {"billable_seconds": 60})
+    one.run.record.write_json("job.json", {"billable_seconds": 100})
+    assert one.billed() == 160.0
+    with pytest.raises(JobFailed, match=r"job precompile was not started: the cap is 1\.90 USD") as refused:
+        one.job("precompile")  # 1,800 s at most
+    assert refused.value.problems[0].why == "0.16 USD are spent, it may take 1.80"
+    one.budget.endpoint_seconds = 1640.0
+    with pytest.raises(JobFailed, match="not started"):
+        one.job("host-serve")
+    assert len(sent) == 1
+    one.budget = Budget()
+    one.job("precompile")
+    assert len(sent) == 2, "where an hour costs nothing, nothing is asked"
+
+
+def test_an_endpoint_is_given_up_when_its_time_is_over(bench: Any) -> None:
+    budget = Budget(usd_per_hour=1.0, cap=9.0)
+    with pytest.raises(EndpointFailed, match="time is over"), budget.endpoint(seconds=0.0) as tick:
+        tick()
+    assert budget.endpoint_seconds > 0
+
+
+def test_a_verification_is_never_the_newest_run(tmp_path: Path) -> None:
+    run, _ = verify.start("cpu")
+    with pytest.raises(NotFound, match="no run of yours") as refused:
+        records.find(None)
+    assert run.record.id in refused.value.problems[0].why
+    mine = records.create("mine-20200101-000000-abcd", run.record.path / "run.toml", {})
+    assert records.find(None) == mine
+    assert records.find(run.record.id) == run.record
+
+
+def test_how_long_it_takes_is_said_of_the_measured_model_alone(tmp_path: Path) -> None:
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}')
+    platform: Any = SimpleNamespace(channels=lambda run: {"train": rows})
+    run, _ = verify.start("cpu")
+    for model, lines in (("./model", 0), (cpu.MEASURED, 1)):
+        said: list[str] = []
+        file = run.file.model_copy(update={"model": run.file.model.model_copy(update={"id": model})})
+        steps._say_estimate(platform, file, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+        assert len(said) == lines, model
+
+
+def test_what_clearing_up_failed_with_is_the_end_of_the_command(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bench("cpu")
+    go(one, monkeypatch)
+    assert verify.failure(one) is None
+    one.left_behind = "still there: endpoint x in us-west-2"
+    failed = verify.failure(one)
+    assert failed is not None
+    assert "still there" in str(failed)
+    assert failed.problems[0].hint == f"repeat: harness down {one.run.record.id}"
 
 
 # -- what the steps call wrong
@@ -165,7 +235,7 @@ def test_compile_counts(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(Bench, "metrics", lambda self, name="": seen[-1])
     seen.append(rows(FALLING, COUNTS))
-    assert "6 until step 9, 11 after an evaluation, 11 at the end" in verify.compile_counts(one)
+    assert "6 until step 9, 11 after an evaluation, 11 at the end" in verify_steps.compile_counts(one)
     for wrong in (
         rows(FALLING, {**COUNTS, 9: 7}),
         rows(FALLING, {**COUNTS, 20: 12}),
@@ -175,7 +245,7 @@ def test_compile_counts(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         seen.append(wrong)
         with pytest.raises(Wrong):
-            verify.compile_counts(one)
+            verify_steps.compile_counts(one)
 
 
 def test_training_that_does_not_learn_or_differs_is_wrong(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,32 +253,32 @@ def test_training_that_does_not_learn_or_differs_is_wrong(bench: Any, monkeypatc
     found = {"": rows(FALLING), "reference": rows(FALLING)}
     monkeypatch.setattr(Bench, "metrics", lambda self, name="": found[name])
     monkeypatch.setattr(Bench, "job", lambda self, name: Path())
-    monkeypatch.setattr(verify.steps, "train", lambda *_: None)
-    assert "apart from device cpu by 0" in verify.train(one)
+    monkeypatch.setattr(verify_steps.steps, "train", lambda *_: None)
+    assert "apart from device cpu by 0" in verify_steps.train(one)
     found["reference"] = rows({**FALLING, 20: 1.001})
     with pytest.raises(Wrong, match=r"0\.0005 is allowed"):
-        verify.train(one)
+        verify_steps.train(one)
     found["reference"] = rows({k: v for k, v in FALLING.items() if k != 20})
     with pytest.raises(Wrong, match="losses at steps"):
-        verify.train(one)
+        verify_steps.train(one)
     found[""] = found["reference"] = rows(dict.fromkeys(FALLING, 2.0))
     with pytest.raises(Wrong, match="does not learn"):
-        verify.train(one)
+        verify_steps.train(one)
     found[""] = rows({**FALLING, 20: float("nan")})
     with pytest.raises(Wrong):
-        verify.train(one)
+        verify_steps.train(one)
 
 
 def test_evaluation_that_is_missing_or_no_number_is_wrong(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one, found = bench("cpu"), [{"step": 10, "eval_loss": 2.0}, {"step": 20, "eval_loss": 1.0}]
     monkeypatch.setattr(Bench, "metrics", lambda self, name="": found)
-    assert verify.evaluation(one) == "loss 2.000 at step 10, 1.000 at step 20"
+    assert verify_steps.evaluation(one) == "loss 2.000 at step 10, 1.000 at step 20"
     found[1]["eval_loss"] = float("nan")
     with pytest.raises(Wrong):
-        verify.evaluation(one)
+        verify_steps.evaluation(one)
     del found[1]
     with pytest.raises(Wrong):
-        verify.evaluation(one)
+        verify_steps.evaluation(one)
 
 
 HOST = {
@@ -229,11 +299,11 @@ HOST = {
 def test_a_host_without_driver_runtime_or_cores_is_wrong(bench: Any) -> None:
     one = bench("neuron")
     one.hosts = {"train": HOST}
-    assert verify.driver_and_runtime(one) == "driver 2.18.12, runtime 2.22.14.0, 1 devices, 2 cores"
+    assert verify_steps.driver_and_runtime(one) == "driver 2.18.12, runtime 2.22.14.0, 1 devices, 2 cores"
     for change in ({"driver": ""}, {"runtime": ""}, {"devices": 0, "cores": 0}, {"device_files": 0}, {"cores": 4}):
         one.hosts = {"train": {**HOST, **change}}
         with pytest.raises(Wrong):
-            verify.driver_and_runtime(one)
+            verify_steps.driver_and_runtime(one)
 
 
 def test_host_facts_are_read_from_files(tmp_path: Path) -> None:
@@ -274,7 +344,7 @@ def test_what_a_device_cannot_do_never_counts_as_passed(bench: Any, monkeypatch:
     assert [name for name, status in found.items() if status == NOT_HERE] == [
         *("driver-and-runtime", "compile-counts", "tp2-save", "prepare")
     ]
-    assert verify.failure(one.results) is None
+    assert verify.failure(one) is None
     assert set(go(bench("neuron"), monkeypatch).values()) == {PASSED}
 
 
@@ -284,7 +354,7 @@ def test_a_failure_is_told_and_what_needs_it_is_not_run(bench: Any, monkeypatch:
     assert found["train"] == FAILED
     assert found["driver-and-runtime"] == PASSED
     assert {found[name] for name in STEP_NAMES[2:]} == {NOT_RUN}
-    failed = verify.failure(one.results)
+    failed = verify.failure(one)
     assert failed is not None
     assert failed.exit_code == 5
     assert "7 of 8 steps did not pass: train, compile-counts" in str(failed)

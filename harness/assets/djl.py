@@ -85,7 +85,7 @@ def ensure(cache_dir: Path, progress: Progress) -> Path:
         for jar in jars:
             if not _has(folder, jar):
                 progress(f"downloading {jar.file} ({jar.bytes // 1000} kB)")
-                _download(jar, folder)
+                download(jar, folder)
         if not built.exists():
             progress("compiling the local HTTP front")
             _build(java, jars, folder, built)
@@ -154,8 +154,8 @@ def _complete(folder: Path, jars: list[Jar], built: Path) -> bool:
     return built.exists() and all(_has(folder, jar) for jar in jars)
 
 
-def _download(jar: Jar, folder: Path) -> None:
-    """One jar into `folder`. The lock says exactly which; jgo is not asked to resolve anything."""
+def download(jar: Jar, folder: Path) -> None:
+    """One jar into `folder`. Its pin says exactly which; jgo is not asked to resolve anything."""
     from jgo.maven import MavenContext
     from requests import RequestException
 
@@ -174,7 +174,7 @@ def _download(jar: Jar, folder: Path) -> None:
             ) from error
         if sha256_of(found) != jar.sha256:
             raise MissingPrerequisite(
-                f"{jar.file} is another file than the one in locks/{LOCK.name}",
+                f"{jar.file} is another file than the one in locks/",
                 f"sha256 {sha256_of(found)}, expected {jar.sha256}",
                 "check the mirror or proxy it came from (MAVEN_MIRROR_URL, HTTPS_PROXY)",
             )

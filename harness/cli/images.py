@@ -31,9 +31,10 @@ def build(
     """Build the training and the serving image."""
     import time
 
-    from harness import images, registry, stacks
+    from harness import engine, images, registry, stacks
 
     chosen = stacks.get(stack or stacks.DEFAULT)
+    engine.check(builds=True)
     what = images.Build(chosen.name, stand_in, ca_bundle=ca, dlc_region=region)
     if show:
         output.out(images.printed(what))
@@ -57,7 +58,8 @@ def push(
     stack: StackOption = "",
     stand_in: StandInFlag = False,
     region: Annotated[
-        list[str] | None, typer.Option("--region", help="Where to; may be given twice. us-west-2 if left out.")
+        list[str] | None,
+        typer.Option("--region", help="Where to; may be given twice. The profile's if left out."),
     ] = None,
 ) -> None:
     """Push the images to ECR and record their digests; prints name@digest."""
@@ -65,7 +67,7 @@ def push(
 
     chosen = stacks.get(stack or stacks.DEFAULT)
     with output.reporter() as reporter:
-        for where in region or ["us-west-2"]:
+        for where in region or registry.regions():
             for role in images.ROLES:
                 output.out(registry.push(images.Build(chosen.name, stand_in), role, where, reporter).uri)
 

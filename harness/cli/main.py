@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from harness import interrupts
-from harness.cli import account, endpoints, ends, images, local, output, runs, verify
+from harness.cli import account, doctor, endpoints, ends, images, local, output, runs, verify
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
 VERBS += (runs.ps, ends.logs, ends.down)
-VERBS += (account.init, account.sweep, verify.verify, images.build, images.push, images.images)
+VERBS += (account.init, account.sweep, doctor.doctor, verify.verify, images.build, images.push, images.images)
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(local.app, name="local")

@@ -8,47 +8,48 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli import output
-from harness.cli.runs import JsonFlag
+from harness.cli.runs import JsonFlag, PlatformFlag
 
 if TYPE_CHECKING:
     from harness.platforms.verify_jobs import Jobs
-
-SENDING = "this version carries the steps out on this machine only"
 
 
 def verify(
     device: Annotated[
         str, typer.Option(help="neuron, cpu, or xla-cpu: the Neuron trainer on XLA:CPU.", metavar="DEVICE")
     ] = "",
-    platform: Annotated[str, typer.Option(help="local or sagemaker.", metavar="PLATFORM")] = "local",
+    platform: PlatformFlag = "",
     plan: Annotated[bool, typer.Option("--plan", help="Show the requests and what they may cost at most.")] = False,
     usd_per_hour: Annotated[float, typer.Option(min=0.0, help="Price of the dearer instance, for the cap.")] = 0.0,
     max_cost: Annotated[float, typer.Option(min=0.0, help="USD that all jobs together may cost.")] = 0.0,
     report: Annotated[Path | None, typer.Option(help="Write the report there, too.", metavar="FILE")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Check this device step by step; a report for an issue."""
+    """Check this device, or SageMaker's, step by step; a report for an issue."""
     import json as encoder
 
-    from harness.errors import InvalidInput, MissingPrerequisite
+    from harness.errors import InvalidInput
     from harness.platforms import verify as verification, verify_jobs, verify_report
+    from harness.platforms.verify_bench import Budget
 
     chosen = verification.choose(device, platform)
-    share = 1.0
+    share, budget = 1.0, Budget()
     if max_cost:
         if not usd_per_hour:
             raise InvalidInput("--max-cost needs --usd-per-hour", "prices differ by region and change")
         share = verify_jobs.share_of(max_cost, usd_per_hour, verify_jobs.seconds(chosen))
+        budget = Budget(usd_per_hour, max_cost)
     if plan:
         _show_plan(verification.planned(chosen, share), verify_jobs.seconds(chosen, share), usd_per_hour, json)
         return
-    if platform == "sagemaker":
-        hint = "harness verify --platform sagemaker --plan shows the jobs and their cap"
-        raise MissingPrerequisite("verify cannot send jobs to SageMaker yet", SENDING, hint)
+    if platform == "sagemaker" and not max_cost:
+        why = "the jobs cost money, and no price is built in"
+        hint = "what they are: harness verify --platform sagemaker --plan --usd-per-hour USD"
+        raise InvalidInput("--platform sagemaker needs --usd-per-hour and --max-cost", why, hint)
     with output.reporter() as reporter:
-        run, jobs = verification.start(chosen, share)
+        run, jobs = verification.start(chosen, share, verification.target_of(platform))
         reporter.say(f"run {run.record.id}, device {chosen}")
-        bench = verification.carry_out(run, jobs, chosen, reporter)
+        bench = verification.carry_out(run, jobs, chosen, reporter, budget)
     text = verify_report.markdown(bench)
     results = encoder.dumps(verify_report.as_json(bench.results), indent=2)
     run.record.write_text("verify.md", text)
@@ -56,7 +57,7 @@ def verify(
     if report is not None:
         report.write_text(text, encoding="utf-8")
     output.out(results if json else text.rstrip())
-    if failed := verification.failure(bench.results):
+    if failed := verification.failure(bench):
         raise failed
 
 

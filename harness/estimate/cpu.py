@@ -1,7 +1,7 @@
 """How long training takes on this machine's processor, before it starts.
 
 Rates are measured, not modelled (docs/status.md): SmolLM2-135M with the run file of the demo. They say what to expect
-of that model; another one scales with its parameters, which are not known before it is downloaded.
+of that model alone; another one scales with its parameters, which are not known before it is downloaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+MEASURED = "smollm2-135m-instruct"
 # Tokens per second and core of the demo's training, by what the processor can do. Measured but for the AMX figure,
 # which is Trainer's bf16 rate at 512 tokens a row, measured with other code.
 RATES = {"amx_bf16": 220.0, "avx512_bf16": 225.0, "other": 90.0}

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from containers import contract
+from harness import engine
 from harness.errors import HarnessError, MissingPrerequisite
 from harness.executors.process import PASSED_ON
 from harness.executors.spec import MARKER, ContainerSpec, Handle
@@ -44,15 +45,11 @@ def _docker(*words: str, check: bool = True, timeout: float = 120) -> str:
         done = subprocess.run(
             ["docker", *words], capture_output=True, text=True, check=False, timeout=timeout, start_new_session=True
         )
-    except FileNotFoundError:
-        raise MissingPrerequisite(
-            "docker is not on this machine", hint="install Docker Engine with buildx, or leave --executor docker out"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise MissingPrerequisite(
-            f"no answer from docker {words[0]} after {timeout:.0f} s", hint="look at the engine: docker info"
-        ) from None
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        engine.check()
+        raise MissingPrerequisite(f"docker {words[0]}: no answer", str(error), "look at: docker info") from None
     if check and done.returncode != 0:
+        engine.check()  # what is wrong with all of it goes before what is wrong with this call
         raise MissingPrerequisite(f"docker {words[0]} failed", done.stderr.strip()[-400:])
     return done.stdout.strip()
 
@@ -60,16 +57,7 @@ def _docker(*words: str, check: bool = True, timeout: float = 120) -> str:
 def check_environment(role: str) -> None:
     """Raises MissingPrerequisite where no engine answers. Whether `role`'s image is there, `start` says."""
     del role
-    try:
-        version = _docker("version", "--format", "{{.Server.Version}}", timeout=30)
-    except MissingPrerequisite as error:
-        if error.problems[0].hint:
-            raise
-        why = error.problems[0].why
-        hint = "start the Docker engine, or leave --executor docker out"
-        raise MissingPrerequisite("no Docker engine answers", why, hint) from None
-    if not version:
-        raise MissingPrerequisite("no Docker engine answers", hint="start the Docker engine")
+    engine.check()
 
 
 def memory_limit() -> int:

@@ -88,6 +88,10 @@ class Direct:
         """The data files by channel; `test` stays with the harness."""
         return sources.channels(run, self.record, self.say)
 
+    def trained(self) -> Path:
+        """The training job's directory."""
+        return self.record.path / "job"
+
     def outputs(self) -> Path:
         """What the job left in /opt/ml/output/data."""
         return self.record.path / "job" / "output" / "data"
@@ -125,10 +129,7 @@ class Direct:
         self.record.write_json(file, job)
 
     def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
-        """Another training job of this run, to its end; (its artifact's URI or "", the directory of what it left).
-
-        `known` are placeholders besides the images. Raises JobFailed with the FailureReason.
-        """
+        """Another training job of this run, to its end. Raises JobFailed with the FailureReason."""
         executor, images_here = self._executor()
         request = plans.resolve(request, {**images_here, **known})
         name = str(request["TrainingJobName"])
@@ -272,6 +273,13 @@ class Direct:
     def invoke_stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[bytes]:
         """InvokeEndpointWithResponseStream."""
         return invocations.invoke_stream(endpoint, body)
+
+    def endpoint_log(self, endpoint: Endpoint) -> str:
+        """Its log."""
+        return Path(endpoint.handle.log).read_text(encoding="utf-8", errors="replace")
+
+    def forget(self) -> None:
+        """Nothing: disk space on this machine."""
 
     def delete(self, endpoint: Endpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel: no process, port or model copy is left."""

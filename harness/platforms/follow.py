@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from harness.aws import Aws
@@ -57,28 +58,30 @@ class Streams:
 
 
 class LogFollower:
-    """Appends what is new of a training job's log to the record's.
+    """Appends what is new of a training job's log to a file of the record: logs/train.log unless told otherwise.
 
     The position in every stream is kept with the log's size: after a crash between the two writes the log is cut
     back to where its positions are, so that no line is there twice.
     """
 
-    def __init__(self, aws: Aws, record: Record, job: str, region: str) -> None:
-        self.record, self.job = record, job
-        state = record.read_json(STATE) or {}
-        tokens = state.get("tokens", {}) if state.get("job") == job else {}
+    def __init__(
+        self, aws: Aws, record: Record, job: str, region: str, log: Path | None = None, state: str = STATE
+    ) -> None:
+        self.record, self.job, self.log, self._file = record, job, log or record.log, state
+        before = record.read_json(self._file) or {}
+        tokens = before.get("tokens", {}) if before.get("job") == job else {}
         self.streams = Streams(aws, TRAINING_GROUP, f"{job}/", region, tokens)
-        record.log.parent.mkdir(parents=True, exist_ok=True)
-        record.log.touch()
-        if record.log.stat().st_size > state.get("size", 0):
-            os.truncate(record.log, state.get("size", 0))
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch()
+        if self.log.stat().st_size > before.get("size", 0):
+            os.truncate(self.log, before.get("size", 0))
         self._save()
 
     def pump(self) -> int:
         """Everything that has come since; how many lines."""
         lines = self.streams.new()
         if lines:
-            with self.record.log.open("a", encoding="utf-8") as log:
+            with self.log.open("a", encoding="utf-8") as log:
                 log.writelines(f"{line}\n" for line in lines)
                 log.flush()
                 os.fsync(log.fileno())
@@ -86,5 +89,5 @@ class LogFollower:
         return len(lines)
 
     def _save(self) -> None:
-        size = self.record.log.stat().st_size
-        self.record.write_json(STATE, {"job": self.job, "tokens": self.streams.tokens, "size": size})
+        size = self.log.stat().st_size
+        self.record.write_json(self._file, {"job": self.job, "tokens": self.streams.tokens, "size": size})

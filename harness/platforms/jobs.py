@@ -13,7 +13,7 @@ from harness.awserrors import is_capacity
 from harness.errors import JobFailed, NotFound
 from harness.interrupts import shielded
 from harness.platforms import elsewhere
-from harness.platforms.follow import LogFollower
+from harness.platforms.follow import STATE, LogFollower
 from harness.platforms.platform import OnStatus
 from harness.platforms.resources import RUNNING_JOB, Resources
 from harness.transfer import Transfer
@@ -25,7 +25,10 @@ TELL_EVERY = 60.0  # seconds between two lines that say what is waited for
 
 
 class Jobs:
-    """The run's training job: the first attempt has the run's id, later ones -r2, -r3 behind it."""
+    """A run's training jobs. The first attempt of the run's own has the run's id, later ones -r2, -r3 behind it.
+
+    Further jobs (`harness verify` has them) are called by their request, and have files of their own in the record.
+    """
 
     def __init__(self, resources: Resources, transfer: Transfer, region: str, say: Say) -> None:
         self.resources, self.transfer, self.region, self.say = resources, transfer, region, say
@@ -37,37 +40,63 @@ class Jobs:
 
         Raises JobFailed with the FailureReason.
         """
+        job = self._to_its_end(self.record.id, request, on_status, on_tick)
+        return str(job["ModelArtifacts"]["S3ModelArtifacts"])
+
+    def other(self, request: dict[str, Any], on_tick: Callable[[], None]) -> tuple[str, Path]:
+        """A further job to its end; (its artifact's URI, the directory of what it left). Raises JobFailed."""
+        base = str(request["TrainingJobName"])
+        job = self._to_its_end(base, request, lambda *_: None, on_tick)
+        uri = str(job["ModelArtifacts"]["S3ModelArtifacts"])
+        return uri, self.left(uri, self.record.path / "jobs" / base)
+
+    def left(self, uri: str, folder: Path) -> Path:
+        """What a finished job left, as its container had it: model/ and output/data/ in `folder`.
+
+        SageMaker makes no archive of a directory with nothing in it; here it is empty, too.
+        """
+        for archive, name in ((uri, "model"), (_beside(uri), "output/data")):
+            self._unpacked(archive, folder / name).mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _to_its_end(
+        self, base: str, request: dict[str, Any], on_status: OnStatus, on_tick: Callable[[], None]
+    ) -> dict[str, Any]:
         refused = 0
-        for name, found in self.attempts():
+        for name, found in self.attempts(base):
             if found is None:
                 # SageMaker gives checkpoints of an earlier attempt to the next one: they have the same prefix.
                 with shielded():
                     self.resources.create("training-job", {**request, "TrainingJobName": name}, self.region)
-                    self._save_job(name, "InProgress", "Starting")
+                    self._save_job(base, name, "InProgress", "Starting")
             elif found["TrainingJobStatus"] in ("Failed", "Stopped"):
                 continue
-            job = self._follow(name, on_status, on_tick)
+            job = self._follow(base, name, on_status, on_tick)
             if job["TrainingJobStatus"] == "Completed":
-                return str(job["ModelArtifacts"]["S3ModelArtifacts"])
+                return job
             reason = str(job.get("FailureReason", ""))
             if is_capacity(reason) and refused + 1 < ATTEMPTS_FOR_CAPACITY:
                 refused += 1
                 self._wait_for_capacity(refused)
                 continue
-            raise self._job_failed(name, job, reason)
+            raise self._job_failed(name, job, reason, self._log(base))
         raise AssertionError("names do not end")
 
-    def attempts(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """(name, DescribeTrainingJob) of the run's first attempt, the second and so on; None for one not made yet."""
+    def attempts(self, base: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """(name, DescribeTrainingJob) of a job's first attempt, the second and so on; None for one not made yet."""
         number = 1
         while True:
-            name = self.record.id if number == 1 else f"{self.record.id}-r{number}"
+            name = base if number == 1 else f"{base}-r{number}"
             yield name, self.resources.describe("training-job", name, self.region)
             number += 1
 
-    def _follow(self, name: str, on_status: OnStatus, on_tick: Callable[[], None]) -> dict[str, Any]:
+    def _log(self, base: str) -> Path:
+        return self.record.log if base == self.record.id else self.record.path / "logs" / f"{base}.log"
+
+    def _follow(self, base: str, name: str, on_status: OnStatus, on_tick: Callable[[], None]) -> dict[str, Any]:
         """Status, log and what is waited for, until the job has ended."""
-        log = LogFollower(self.resources.aws, self.record, name, self.region)
+        state = STATE if base == self.record.id else f"jobs/{base}.{STATE}"
+        log = LogFollower(self.resources.aws, self.record, name, self.region, self._log(base), state)
         seen, wait, started = 0, self.poll, time.monotonic()
         while True:
             job = self.resources.describe("training-job", name, self.region)
@@ -79,7 +108,7 @@ class Jobs:
             ended = job["TrainingJobStatus"] not in RUNNING_JOB
             lines = log.pump()
             on_tick()
-            self._save_job(name, job["TrainingJobStatus"], job["SecondaryStatus"], job)
+            self._save_job(base, name, job["TrainingJobStatus"], job["SecondaryStatus"], job)
             if ended:
                 return job
             if job["SecondaryStatus"] in ("Starting", "Pending"):
@@ -105,9 +134,9 @@ class Jobs:
         self.say(f"no capacity in {self.region}; attempt {refused + 1} of {ATTEMPTS_FOR_CAPACITY} in {wait:.0f} s")
         time.sleep(wait)
 
-    def _job_failed(self, name: str, job: dict[str, Any], reason: str) -> JobFailed:
+    def _job_failed(self, name: str, job: dict[str, Any], reason: str, log: Path) -> JobFailed:
         self.record.note("ended", kind="training-job", name=name, status=job["TrainingJobStatus"])
-        hint = f"see {self.record.log}"
+        hint = f"see {log}"
         status = job["SecondaryStatus"] if job["TrainingJobStatus"] == "Stopped" else job["TrainingJobStatus"]
         if is_capacity(reason) or status == "MaxWaitTimeExceeded":
             hint = elsewhere.hint(job["ResourceConfig"].get("InstanceType", ""), self.region)
@@ -117,10 +146,10 @@ class Jobs:
             hint = f"raise compute.max_runtime_seconds; its checkpoint stays: harness train {self.record.id}"
         return JobFailed(f"training job {name} ended as {status}", reason, hint)
 
-    def _save_job(self, name: str, status: str, secondary: str, job: dict[str, Any] | None = None) -> None:
+    def _save_job(self, base: str, name: str, status: str, secondary: str, job: dict[str, Any] | None = None) -> None:
         job = job or {}
         self.record.write_json(
-            "job.json",
+            "job.json" if base == self.record.id else f"jobs/{base}.json",
             {
                 "name": name,
                 "region": self.region,
@@ -134,20 +163,23 @@ class Jobs:
 
     def outputs(self) -> Path:
         """output.tar.gz beside the artifact, unpacked into the record."""
-        folder = self.record.path / "outputs"
         job = self.record.read_json("job.json") or {}
-        uri = str(job.get("model_artifacts", "")).removesuffix("model.tar.gz") + "output.tar.gz"
-        if not folder.is_dir() and job.get("model_artifacts") and self.transfer.head(uri, self.region):
-            archive = self.record.path / "output.tar.gz"
+        return self._unpacked(_beside(str(job.get("model_artifacts", ""))), self.record.path / "outputs")
+
+    def _unpacked(self, uri: str, folder: Path) -> Path:
+        """An archive's content in `folder`, whole or not there; once. Where there is no such object, no directory."""
+        if uri and not folder.is_dir() and self.transfer.head(uri, self.region):
+            archive, partial = folder.with_name(f".{folder.name}.tar.gz"), folder.with_name(f".{folder.name}.partial")
             self.transfer.download(uri, archive, self.region)
             with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(folder, filter="data")
+                tar.extractall(partial, filter="data")
             archive.unlink()
+            partial.rename(folder)
         return folder
 
     def artifact_uri(self) -> str:
         """Where the finished artifact is. Raises NotFound where no attempt has completed."""
-        for _, found in self.attempts():
+        for _, found in self.attempts(self.record.id):
             if found is None or found["TrainingJobStatus"] in RUNNING_JOB:
                 status = found["TrainingJobStatus"] if found else "not started"
                 hint = f"wait for it: harness train {self.record.id}"
@@ -155,3 +187,8 @@ class Jobs:
             if found["TrainingJobStatus"] == "Completed":
                 return str(found["ModelArtifacts"]["S3ModelArtifacts"])
         raise AssertionError("names do not end")
+
+
+def _beside(artifact: str) -> str:
+    """Where what was left in /opt/ml/output/data is."""
+    return f"{artifact.removesuffix('model.tar.gz')}output.tar.gz" if artifact else ""

@@ -41,6 +41,16 @@ class Platform(Protocol):
     def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
         """The training job to its end; the artifact's URI. Raises JobFailed with the FailureReason."""
 
+    def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
+        """A further training job of this run, to its end: (its artifact's URI or "", a directory of what it left).
+
+        `known` are placeholders besides the images. The directory has model/ and output/data/, as the container had
+        them. Raises JobFailed with the FailureReason.
+        """
+
+    def trained(self) -> Path:
+        """Such a directory of what the run's own, finished training job left."""
+
     def outputs(self) -> Path:
         """A directory with what the finished job left in /opt/ml/output/data: metrics.jsonl, manifest.json."""
 
@@ -77,8 +87,14 @@ class Platform(Protocol):
     def invoke_stream(self, endpoint: Any, body: dict[str, Any]) -> Iterator[bytes]:
         """InvokeEndpointWithResponseStream."""
 
+    def endpoint_log(self, endpoint: Any) -> str:
+        """What its container has printed so far."""
+
     def delete(self, endpoint: Any) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel."""
 
     def down(self) -> list[str]:
         """Delete every endpoint of this run and stop what runs; the names of what was there."""
+
+    def forget(self) -> None:
+        """Delete the run's objects, of which nothing is wanted any more; where they cost nothing they stay."""

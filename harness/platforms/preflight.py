@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
+from harness import images as builds, registry, stacks
 from harness.aws import Aws
 from harness.awserrors import DENIED, is_missing
 from harness.errors import HarnessError, InvalidInput, Problem, Refused
@@ -20,7 +21,7 @@ Say = Callable[[str], None]
 IMAGES = {"train_image": "neuron-train", "serve_image": "neuron-serve"}
 
 
-def check(aws: Aws, profile: Profile, run: RunFile, say: Say) -> None:
+def check(aws: Aws, profile: Profile, run: RunFile, say: Say, stack: str = stacks.DEFAULT) -> None:
     """Raises InvalidInput with everything that would make the run fail later, Refused without valid credentials."""
     identity(aws, profile)  # without it every other answer would be the same refusal
     problems, unanswered = [], []
@@ -34,7 +35,7 @@ def check(aws: Aws, profile: Profile, run: RunFile, say: Say) -> None:
         questions.append(("the serving region's bucket", lambda: check_bucket(aws, profile.serving)))
     if not profile.endpoint_url:
         questions += [
-            ("the images", lambda: check_images(aws, profile)),
+            ("the images", lambda: check_images(aws, profile, stack)),
             ("quotas", lambda: check_quotas(aws, profile, run)),
         ]
     for what, ask in questions:
@@ -139,30 +140,32 @@ def check_network(aws: Aws, profile: Profile) -> list[Problem]:
     return []
 
 
-def images(aws: Aws, profile: Profile) -> dict[str, str]:
-    """The newest pushed images by digest. Raises InvalidInput where one is missing."""
-    if problems := check_images(aws, profile):
+def images(aws: Aws, profile: Profile, stack: str = stacks.DEFAULT) -> dict[str, str]:
+    """Digests of `stack`: what was pushed from here, else the newest. Raises InvalidInput where one is missing."""
+    if problems := check_images(aws, profile, stack):
         raise InvalidInput.of(problems)
     found = {}
     for key, repository in IMAGES.items():
         where = profile if key == "train_image" else profile.serving
-        newest = _newest(aws, where, repository)
-        assert newest is not None
-        found[key] = f"{where.image(repository)}@{newest['imageDigest']}"
+        chosen = _chosen(aws, where, repository, stack)
+        assert chosen is not None
+        found[key] = f"{where.image(repository)}@{chosen['imageDigest']}"
     return found
 
 
-def check_images(aws: Aws, profile: Profile) -> list[Problem]:
-    """Both are in the ECR of the region in which they run."""
+def check_images(aws: Aws, profile: Profile, stack: str) -> list[Problem]:
+    """Both are in the ECR of the region in which they run. Images on stand-ins are none: they have no Neuron."""
     problems = []
     for key, repository in IMAGES.items():
         where = profile if key == "train_image" else profile.serving
-        if _newest(aws, where, repository) is None:
-            problems.append(Problem(f"no image {where.image(repository)}", hint="push it: harness push"))
+        if _chosen(aws, where, repository, stack) is None:
+            hint = f"push it: harness push --region {where.region}"
+            problems.append(Problem(f"no image of stack {stack} in {where.image(repository)}", hint=hint))
     return problems
 
 
-def _newest(aws: Aws, profile: Profile, repository: str) -> dict[str, Any] | None:
+def _chosen(aws: Aws, profile: Profile, repository: str, stack: str) -> dict[str, Any] | None:
+    """What was pushed from here, else the newest: a colleague may push in between."""
     try:
         details = list(
             aws.pages(
@@ -179,7 +182,12 @@ def _newest(aws: Aws, profile: Profile, repository: str) -> dict[str, Any] | Non
         if is_missing(error):
             return None
         raise
-    return max(details, key=lambda d: d["imagePushedAt"], default=None)
+    ours = [d for d in details if any(builds.is_for_aws(tag, stack) for tag in d["imageTags"])]
+    by_digest = {d["imageDigest"]: d for d in ours}
+    recorded = [
+        by_digest[p.digest] for p in registry.pushed() if p.digest in by_digest and p.region == profile.region
+    ]
+    return recorded[-1] if recorded else max(ours, key=lambda d: d["imagePushedAt"], default=None)
 
 
 def check_quotas(aws: Aws, profile: Profile, run: RunFile) -> list[Problem]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import plan as plans
+from harness import plan as plans, stacks
 from harness.aws import Aws
 from harness.errors import EndpointFailed
 from harness.interrupts import shielded
@@ -49,15 +49,15 @@ class SageMaker:
 
     def check(self, run: RunFile, plan: Plan) -> None:
         """Account, role, bucket, images, network, quotas."""
-        preflight.check(self.aws, self.profile, run, self.say)
-        self.images()
+        preflight.check(self.aws, self.profile, run, self.say, plan.stack)
+        self.images(plan.stack)
 
-    def images(self) -> dict[str, str]:
+    def images(self, stack: str = stacks.DEFAULT) -> dict[str, str]:
         """The images by digest: looked up once a run, so that training and serving stay with what was checked."""
         if self._images is None and self._find_images is not None:
             self._images = self._find_images()
         if self._images is None:
-            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile)
+            self._images = self.record.read_json("images.json") or preflight.images(self.aws, self.profile, stack)
             self.record.write_json("images.json", self._images)
         return self._images
 
@@ -89,6 +89,14 @@ class SageMaker:
     def train(self, plan: Plan, on_status: OnStatus, on_tick: Callable[[], None]) -> str:
         """The job to its end; the artifact's URI. Raises JobFailed with the FailureReason."""
         return self.jobs.train(plans.resolve(plan.create_training_job, self.images()), on_status, on_tick)
+
+    def job(self, request: dict[str, Any], known: dict[str, str]) -> tuple[str, Path]:
+        """A further job to its end, and what it left, downloaded. Raises JobFailed with the FailureReason."""
+        return self.jobs.other(plans.resolve(request, {**self.images(), **known}), lambda: None)
+
+    def trained(self) -> Path:
+        """What the run's training job left, downloaded."""
+        return self.jobs.left(self.jobs.artifact_uri(), self.record.path / "trained")
 
     def outputs(self) -> Path:
         """What the job left in /opt/ml/output/data."""
@@ -167,6 +175,10 @@ class SageMaker:
         """InvokeEndpointWithResponseStream: the parts' bytes."""
         return self.hosting.invoke_stream(endpoint, body)
 
+    def endpoint_log(self, endpoint: RemoteEndpoint) -> str:
+        """What CloudWatch has of it."""
+        return "\n".join(self.hosting.log(endpoint.name))
+
     def delete(self, endpoint: RemoteEndpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order."""
         with shielded():
@@ -187,6 +199,11 @@ class SageMaker:
         self.transfer.abort_all()
         self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
         return list(dict.fromkeys(gone))
+
+    def forget(self) -> None:
+        """Delete what is under the run's prefix of the bucket: data, checkpoints, artifacts, outputs."""
+        deleted = self.transfer.delete(f"s3://{self.profile.bucket}/runs/{self.record.id}/", self.profile.region)
+        self.say(f"deleted {deleted} objects of s3://{self.profile.bucket}/runs/{self.record.id}/")
 
     def _verify(self, regions: list[str]) -> None:
         """Ask every region that was used for anything of this run. Raises EndpointFailed naming what is left."""

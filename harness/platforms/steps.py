@@ -100,8 +100,9 @@ def train(run: Run, platform: Platform, reporter: Reporter) -> None:
 
 
 def _say_estimate(platform: Platform, run: RunFile, reporter: Reporter) -> None:
+    """Of the one model whose speed here was measured; of another nothing is known before it is read."""
     file = platform.channels(run).get("train")
-    if file is None:
+    if file is None or run.model.id != cpu.MEASURED:
         return
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     characters = sum(len(str(text)) for row in rows for text in row.values())

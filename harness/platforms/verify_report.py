@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.paths import ROOT
-from harness.platforms.verify import PASSED, Bench, Result
+from harness.platforms import targets
+from harness.platforms.verify_bench import PASSED, Bench, Result
 
 LIMITS = ROOT / "docs" / "limits.md"
 HEAD = "| name | where | how it was checked | what remains unverified | settled by `harness verify` step |"
@@ -30,7 +31,8 @@ def markdown(bench: Bench) -> str:
     lines = [
         f"## harness verify, device {bench.device}, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"Stack {bench.run.plan.stack}, platform local; {_machine(where)}.",
+        f"Stack {bench.run.plan.stack}, platform {targets.of(bench.run.record).platform}; {_machine(where)}.",
+        *_cost(bench),
         "",
         *_versions(bench.hosts),
         "",
@@ -50,6 +52,15 @@ def markdown(bench: Bench) -> str:
     elif settled:
         lines += ["", f"Settled: {', '.join(f'`{name}`' for name in settled)}."]
     return "\n".join(lines) + "\n"
+
+
+def _cost(bench: Bench) -> list[str]:
+    budget = bench.budget
+    if not budget.usd_per_hour:
+        return []
+    spent, billed = budget.spent(bench.billed()), bench.billed()
+    times = f"{billed:.0f} s of jobs were billed, the endpoint took {budget.endpoint_seconds:.0f} s"
+    return ["", f"{times}: {spent:.2f} USD at {budget.usd_per_hour:g} USD an hour, cap {budget.cap:.2f}."]
 
 
 def _machine(host: dict[str, Any]) -> str:

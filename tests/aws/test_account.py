@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import profile as profiles
+from harness import profile as profiles, registry
 from harness.aws import Aws
 from harness.errors import HarnessError, InvalidInput, MissingPrerequisite, Refused
 from harness.platforms import preflight, setup
@@ -66,24 +65,56 @@ def test_another_account_than_the_profiles(aws: Aws, profile: Profile) -> None:
         preflight.check(Aws(other), other, RUN, print)
 
 
-def test_images_are_taken_by_digest_the_newest_one(aws: Aws, profile: Profile) -> None:
-    with pytest.raises(InvalidInput) as error:
-        preflight.images(aws, profile)
-    assert [p.hint for p in error.value.problems] == ["push it: harness push"] * 2
-    for name in ("neuron-train", "neuron-serve"):
-        aws.call("ecr", "create_repository", repositoryName=name)
-        for tag in ("one", "two"):
-            kind = "application/vnd.docker.distribution.manifest.v2+json"
-            digest = hashlib.sha256(tag.encode()).hexdigest()
-            manifest = {"schemaVersion": 2, "mediaType": kind, "layers": []}
-            manifest["config"] = {"digest": f"sha256:{digest}", "size": 1, "mediaType": "x"}
-            aws.call("ecr", "put_image", repositoryName=name, imageManifest=json.dumps(manifest), imageTag=tag)
-    found = preflight.images(aws, profile)
-    details = aws.call("ecr", "describe_images", repositoryName="neuron-train")["imageDetails"]
-    newest = max(details, key=lambda d: d["imagePushedAt"])["imageDigest"]
-    repository = "123456789012.dkr.ecr.us-west-2.amazonaws.com/neuron-train"
-    assert found["train_image"] == f"{repository}@{newest}"
-    assert found["serve_image"].startswith(repository.replace("train", "serve") + "@sha256:")
+REPOSITORY = "123456789012.dkr.ecr.us-west-2.amazonaws.com"
+
+
+@pytest.fixture
+def in_ecr(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tags put into it are images of both repositories, each newer than the last (moto's digests are all one)."""
+    tags: list[str] = []
+
+    def pages(service: str, operation: str, key: str, *_: str, **request: Any) -> list[dict[str, Any]]:
+        assert (service, operation, key) == ("ecr", "describe_images", "imageDetails")
+        name = request["repositoryName"]
+        return [
+            {"imageTags": [tag], "imagePushedAt": at, "imageDigest": f"sha256:{name}-{tag}"}
+            for at, tag in enumerate(tags)
+        ]
+
+    monkeypatch.setattr(aws, "pages", pages)
+    return tags
+
+
+def digests(aws: Aws, profile: Profile) -> list[str]:
+    """What preflight chooses; the hints where it refuses."""
+    try:
+        found = preflight.images(aws, profile)
+    except InvalidInput as error:
+        return [p.hint for p in error.problems]
+    assert list(found) == ["train_image", "serve_image"]
+    return [uri.replace(f"{REPOSITORY}/", "") for uri in found.values()]
+
+
+def test_without_a_repository_the_push_is_named(aws: Aws, profile: Profile) -> None:
+    assert digests(aws, profile) == ["push it: harness push --region us-west-2"] * 2
+
+
+def test_images_are_taken_by_digest_the_newest_of_the_stack(aws: Aws, profile: Profile, in_ecr: list[str]) -> None:
+    in_ecr += ["sdk2.20-cpu-gaaa", "sdk2.99-gaaa"]  # on stand-ins, and of another stack
+    assert digests(aws, profile) == ["push it: harness push --region us-west-2"] * 2
+    in_ecr += ["sdk2.20-gaaa", "sdk2.20-c123", "sdk2.20-cpu-gbbb"]
+    assert digests(aws, profile) == [f"{n}@sha256:{n}-sdk2.20-c123" for n in ("neuron-train", "neuron-serve")]
+
+
+def test_what_was_pushed_from_here_goes_before_what_is_newer(aws: Aws, profile: Profile, in_ecr: list[str]) -> None:
+    in_ecr += ["sdk2.20-gmine", "sdk2.20-gtheirs"]
+    for region, tag in (("us-west-2", "sdk2.20-gmine"), ("eu-west-1", "sdk2.20-gtheirs")):
+        for role in ("train", "serve"):
+            name = f"{region}/neuron-{role}:{tag}"
+            registry.record(registry.Pushed("sdk2.20", role, region, name, f"sha256:neuron-{role}-{tag}", "now"))
+    assert digests(aws, profile) == [f"{n}@sha256:{n}-sdk2.20-gmine" for n in ("neuron-train", "neuron-serve")]
+    in_ecr.remove("sdk2.20-gmine")  # deleted there since
+    assert digests(aws, profile) == [f"{n}@sha256:{n}-sdk2.20-gtheirs" for n in ("neuron-train", "neuron-serve")]
 
 
 @pytest.mark.parametrize(

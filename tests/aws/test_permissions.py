@@ -16,6 +16,8 @@ from harness.platforms.resources import KINDS
 ACTIONS = {
     "s3:HeadBucket": ["s3:ListBucket"],
     "s3:HeadObject": ["s3:GetObject"],
+    "s3:ListObjectsV2": ["s3:ListBucket"],
+    "s3:DeleteObjects": ["s3:DeleteObject"],
     "s3:DownloadFile": ["s3:GetObject"],
     "s3:Copy": ["s3:GetObject", "s3:PutObject"],
     "s3:PutObject": ["s3:PutObject"],
@@ -29,6 +31,18 @@ ACTIONS = {
     "service-quotas:ListServiceQuotas": ["servicequotas:ListServiceQuotas"],
     "kms:DescribeKey": ["kms:DescribeKey", "kms:GenerateDataKey", "kms:Decrypt", "kms:CreateGrant"],
     "iam:CreateRole": ["iam:CreateRole", "iam:TagRole"],
+    "ecr:CreateRepository": ["ecr:CreateRepository", "ecr:TagResource"],
+    # https://docs.aws.amazon.com/AmazonECR/latest/userguide/image-push-iam.html: what docker does with the token. The
+    # Deep Learning Containers are pulled with it, too.
+    "ecr:GetAuthorizationToken": [
+        "ecr:GetAuthorizationToken",
+        "ecr:BatchCheckLayerAvailability",
+        "ecr:GetDownloadUrlForLayer",
+        "ecr:InitiateLayerUpload",
+        "ecr:UploadLayerPart",
+        "ecr:CompleteLayerUpload",
+        "ecr:PutImage",
+    ],
 }
 SETUP_ONLY = (
     "s3:CreateBucket",
@@ -36,6 +50,13 @@ SETUP_ONLY = (
     "s3:PutBucketTagging",
     "iam:CreateRole",
     "iam:PutRolePolicy",
+)
+IMAGES_ONLY = (
+    "ecr:BatchGetImage",
+    "ecr:CreateRepository",
+    "ecr:DescribeRepositories",
+    "ecr:GetAuthorizationToken",
+    "ecr:PutLifecyclePolicy",
 )
 
 
@@ -99,7 +120,10 @@ def test_the_policies_are_what_the_code_calls(root: Path) -> None:
     assert "sagemaker:InvokeEndpointWithResponseStream" in found
     setup = {call for call in found if call in SETUP_ONLY}
     assert len(setup) == len(SETUP_ONLY)
-    assert sorted(actions(policy(root, "run-policy"))) == sorted(needed(found - setup))
+    images = {call for call in found if call in IMAGES_ONLY}
+    assert len(images) == len(IMAGES_ONLY)
+    assert sorted(actions(policy(root, "run-policy"))) == sorted(needed(found - setup - images))
+    assert sorted(actions(policy(root, "images-policy"))) == sorted(needed(images))
     assert sorted(actions(policy(root, "setup-policy"))) == sorted(needed(setup))
 
 

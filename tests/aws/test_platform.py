@@ -135,7 +135,7 @@ def test_a_job_that_runs_is_told_taken_up_and_stopped_by_down(run: SageMaker, re
     with pytest.raises(JobFailed, match="ended as Stopped"):  # the job is waited for by name, and was stopped
         found = run.resources.describe("training-job", run.record.id, "us-west-2")
         assert found is not None
-        raise run.jobs._job_failed(run.record.id, found, "")
+        raise run.jobs._job_failed(run.record.id, found, "", run.record.log)
 
 
 @pytest.mark.parametrize(

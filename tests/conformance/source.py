@@ -45,7 +45,9 @@ class Tree:
     def __init__(self, *roots: Path) -> None:
         self.roots = roots
         self._modules: dict[str, Module | None] = {}
+        self._texts: dict[str, str] = {}
         self._jars = {root: zipfile.ZipFile(root) for root in roots if root.suffix in (".jar", ".whl")}
+        self._names = {root: frozenset(jar.namelist()) for root, jar in self._jars.items()}
 
     def module(self, dotted: str) -> Module | None:
         if dotted not in self._modules:
@@ -65,8 +67,7 @@ class Tree:
 
     def _read(self, root: Path, relative: str) -> str | None:
         if root in self._jars:
-            names = self._jars[root].namelist()
-            return self._jars[root].read(relative).decode() if relative in names else None
+            return self._jars[root].read(relative).decode() if relative in self._names[root] else None
         path = root / relative
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
@@ -100,10 +101,21 @@ class Tree:
             if found is not None:
                 return found
         for source in module.stars:
+            if not self._may_have(source, name):
+                continue
             found = self._of_module(source, name, seen)
             if found is not None:
                 return found
         return Entity("module", f"{dotted}.{name}") if self.module(f"{dotted}.{name}") else None
+
+    def _may_have(self, dotted: str, name: str) -> bool:
+        """False where the text shows that a module does not offer the name: parsing thousands takes long."""
+        if dotted not in self._texts:
+            stem = dotted.replace(".", "/")
+            files = (f"{stem}/__init__.py", f"{stem}.py")
+            found = (self._read(root, file) for root in self.roots for file in files)
+            self._texts[dotted] = next((text for text in found if text is not None), "")
+        return name in self._texts[dotted] or "import *" in self._texts[dotted]
 
     def _bound(self, module: Module, bound: ast.AST, name: str, seen: frozenset[tuple[str, str]]) -> Entity | None:
         if isinstance(bound, ast.ClassDef):

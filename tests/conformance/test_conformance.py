@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 
 import pytest
@@ -29,6 +30,8 @@ HANDS_ON = {
 ELSEWHERE = {
     "transformers.PreTrainedTokenizerBase.eos_token_id": "transformers.SpecialTokensMixin.SPECIAL_TOKENS_ATTRIBUTES",
     "transformers.PreTrainedTokenizerBase.pad_token_id": "transformers.SpecialTokensMixin.SPECIAL_TOKENS_ATTRIBUTES",
+    "transformers.PreTrainedTokenizerBase.eos_token": "transformers.SpecialTokensMixin.SPECIAL_TOKENS_ATTRIBUTES",
+    "transformers.PreTrainedTokenizerBase.pad_token": "transformers.SpecialTokensMixin.SPECIAL_TOKENS_ATTRIBUTES",
     "transformers.PreTrainedModel.get_decoder": "transformers.LlamaForCausalLM.get_decoder",
     "transformers.PretrainedConfig.use_cache": "transformers.LlamaConfig.use_cache",
 }
@@ -48,9 +51,10 @@ def tree(part: str) -> Tree:
     return Tree(packages, *([JAR] if part == "serve" else []))
 
 
-def look_up(source: Tree, dotted: str) -> Entity | None:
+def look_up(source: Tree, dotted: str, elsewhere: Mapping[str, str] = ELSEWHERE) -> Entity | None:
     """The definition. Of what a value holds the source says nothing: the value itself stands for it."""
-    found = source.resolve(dotted) or source.resolve(ELSEWHERE.get(dotted, dotted))
+    # Elsewhere first: that a name is nowhere takes long to find out.
+    found = source.resolve(elsewhere.get(dotted, dotted)) or source.resolve(dotted)
     owner = dotted.rpartition(".")[0]
     while found is None and "." in owner:
         above = source.resolve(owner)
@@ -60,9 +64,9 @@ def look_up(source: Tree, dotted: str) -> Entity | None:
     return found
 
 
-def misfit(source: Tree, use: Use) -> str | None:
-    """Why the pinned source does not have what our code uses; None if it has."""
-    found = [(name, entity) for name in use.name if (entity := look_up(source, name)) is not None]
+def misfit(source: Tree, use: Use, elsewhere: Mapping[str, str] = ELSEWHERE) -> str | None:
+    """Why the source does not have what our code uses; None if it has. `elsewhere`: name -> where else it stands."""
+    found = [(name, entity) for name in use.name if (entity := look_up(source, name, elsewhere)) is not None]
     if not found:
         return f"{use.name[0]} does not exist"
     name, entity = found[0]

@@ -86,6 +86,8 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "service_model(service).shape_for(shape)": SHAPES,
         "Loader()": ("botocore.loaders.Loader",),
         "shape": SHAPES,
+        "session": ("botocore.session.Session",),
+        "found": ("botocore.credentials.Credentials",),
     },
 }
 # Results that are plain values to us: file -> variables.

@@ -22,6 +22,7 @@ ACTIONS = {
     "s3:CreateMultipartUpload": ["s3:PutObject"],
     "s3:UploadPart": ["s3:PutObject"],
     "s3:CompleteMultipartUpload": ["s3:PutObject"],
+    "s3:ListObjectsV2": ["s3:ListBucket"],
     "s3:ListParts": ["s3:ListMultipartUploadParts"],
     "s3:PutPublicAccessBlock": ["s3:PutBucketPublicAccessBlock"],
     "sts:GetCallerIdentity": [],  # needs no permission

@@ -78,7 +78,8 @@ class Case:
         self.requests, self.id, self.said = requests, self.run.record.id, list[str]()
         self.jobs = self.with_programs(made, CODE)
         profile = replace(LOCAL, endpoint_url=server.url)
-        self.platform = SageMaker(self.run.record, profile, self.say, {"train_image": IMAGE, "serve_image": IMAGE})
+        images = {"train_image": IMAGE, "serve_image": IMAGE}
+        self.platform = SageMaker(self.run.record, profile, self.say, lambda: images)
 
         @contextmanager
         def opened(*_: Any, **__: Any) -> Iterator[SageMaker]:

@@ -171,7 +171,17 @@ class Direct:
             # Started, but killed before the record had its handle.
             known = {e.name for e in self.endpoints()}
             if line["event"] == "create" and line["operation"] != "CreateModel" and line["name"] not in known:
-                executors.named(self._executor()[0]).sweep(line["name"])
+                self._sweep(line["operation"], line["name"])
+
+    def _sweep(self, operation: str, name: str) -> None:
+        """Remove the containers of an endpoint or a job; a job of several hosts has several, and a network."""
+        executor = executors.named(self._executor()[0])
+        request = self.record.read_json(f"requests/{operation}-{name}.json")
+        if operation != "CreateTrainingJob" or request is None:
+            executor.sweep(name)
+            return
+        job, log = self.record.path / "job", self.record.log
+        TrainingRunner(request, self.store, job, log, lambda *_: None, lambda _: None).sweep(executor)
 
     def _settle_job(self, job: dict[str, Any]) -> None:
         if job.get("handle"):
@@ -179,7 +189,7 @@ class Direct:
             if executors.of(handle).alive(handle):
                 self.say("training was left running; stopping it, with time for its checkpoint")
                 executors.of(handle).stop(handle, contract.TRAIN_STOP_WAIT)
-        executors.named(self._executor()[0]).sweep(job["name"])
+        self._sweep("CreateTrainingJob", job["name"])
         checkpoints = self.record.path / "job" / "checkpoints"
         if checkpoints.is_dir():
             self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")

@@ -78,8 +78,11 @@ class Case:
         self.requests, self.id, self.said = requests, self.run.record.id, list[str]()
         self.jobs = self.with_programs(made, CODE)
         profile = replace(LOCAL, endpoint_url=server.url)
-        images = {"train_image": IMAGE, "serve_image": IMAGE}
-        self.platform = SageMaker(self.run.record, profile, self.say, lambda: images)
+
+        def images() -> dict[str, str]:
+            return {"train_image": IMAGE, "serve_image": IMAGE}
+
+        self.platform = SageMaker(self.run.record, profile, self.say, images)
 
         @contextmanager
         def opened(*_: Any, **__: Any) -> Iterator[SageMaker]:

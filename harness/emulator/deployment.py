@@ -35,7 +35,7 @@ class EndpointWorker:
         self.group = f"/aws/sagemaker/Endpoints/{name}"
         self.folder = service.folder / "endpoints" / region / name
         self.current: Deployed | None = None
-        self._asked: queue.Queue[tuple[str, bool]] = queue.Queue()
+        self._asked: queue.Queue[tuple[str, bool] | None] = queue.Queue()
         self._deleting = threading.Event()
         self._restarts = 0
 
@@ -46,6 +46,7 @@ class EndpointWorker:
     def delete(self) -> bool:
         """End the endpoint; False where the thread has ended already."""
         self._deleting.set()
+        self._asked.put(None)  # wakes the thread
         return bool(self.thread.is_alive())
 
     thread: threading.Thread
@@ -57,11 +58,11 @@ class EndpointWorker:
         try:
             while not self._ending():
                 try:
-                    config, again = self._asked.get(timeout=0.2)
+                    asked = self._asked.get(timeout=0.2)
                 except queue.Empty:
                     self._look_after()
                     continue
-                if not self._deploy(config, again):
+                if asked is not None and not self._deploy(*asked):
                     break
         except Asked:
             pass

@@ -18,7 +18,7 @@ from harness.images import Build
 from harness.neuron_host import INSTANCE_CORES, Host
 from harness.paths import runs_dir
 from harness.plan import Plan
-from harness.platforms import preflight
+from harness.platforms import preflight, sources
 from harness.platforms.direct import EXECUTOR_FILE, Direct, Say
 from harness.platforms.s3store import S3Store
 from harness.profile import LOCAL, Profile
@@ -84,7 +84,7 @@ class Ec2(Direct):
         if not run.model.is_directory:
             return []
         size = sum(p.stat().st_size for p in Path(run.model.id).rglob("*") if p.is_file())
-        return self.disk_problems(size)
+        return sources.disk_problems(self.record, size)
 
 
 def names(stack: str) -> dict[str, str]:

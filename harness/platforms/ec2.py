@@ -71,6 +71,12 @@ class Ec2(Direct):
         fake = f"; {neuron_host.FAKE} is set: a device tree without an accelerator" if host.root != Path("/") else ""
         self.say(f"{len(host.neuron)} Neuron devices, driver {host.driver}; objects in {where}{fake}")
 
+    def forget(self) -> None:
+        """Delete what is under the run's prefix of the bucket; directories are left, as by direct call."""
+        if isinstance(self.store, S3Store):
+            deleted = self.store.transfer.delete(f"s3://{self.profile.bucket}/runs/{self.record.id}/")
+            self.say(f"deleted {deleted} objects of s3://{self.profile.bucket}/runs/{self.record.id}/")
+
     def _executor(self) -> tuple[str, dict[str, str]]:
         """This executor, and the images that the run began with."""
         recorded: dict[str, Any] = self.record.read_json(EXECUTOR_FILE) or names(self._stack())

@@ -16,7 +16,7 @@ from harness.emulator import hosting, invocations
 from harness.emulator.hosting import Endpoint, Placement
 from harness.emulator.state import ObjectStore
 from harness.emulator.training import OnStatus, Setting, TrainingRunner
-from harness.errors import HarnessError, JobFailed, MissingPrerequisite, NotFound, Problem
+from harness.errors import HarnessError, JobFailed, MissingPrerequisite, NotFound
 from harness.executors.spec import Handle
 from harness.interrupts import shielded
 from harness.paths import CACHE, runs_dir
@@ -75,20 +75,9 @@ class Direct:
             if channel != "test":
                 prefix = f"s3://{self.profile.bucket}/runs/{plan.run_id}/channels/{channel}"
                 self.store.put_file(path, f"{prefix}/{path.name}")
-        self._check_disk(plans.model_prefix(run, self.profile, plan.run_id))
-
-    def _check_disk(self, prefix: str) -> None:
-        """Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), artifact and archive."""
-        if found := self.disk_problems(sum(path.stat().st_size for _, path in self.store.files(prefix))):
+        model = self.store.files(plans.model_prefix(run, self.profile, plan.run_id))
+        if found := sources.disk_problems(self.record, sum(path.stat().st_size for _, path in model)):
             raise MissingPrerequisite.of(found)
-
-    def disk_problems(self, model: int) -> list[Problem]:
-        """Whether a model of so many bytes can be trained with the disk that is free."""
-        need, free = 14 * model + 200_000_000, shutil.disk_usage(self.record.path).free
-        if free >= need:
-            return []
-        what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
-        return [Problem(what, "checkpoints, artifact and its archive", "free some, or set HARNESS_RUNS_DIR")]
 
     def channels(self, run: RunFile) -> dict[str, Path]:
         """The data files by channel; `test` stays with the harness."""

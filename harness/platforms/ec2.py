@@ -18,7 +18,7 @@ from harness.images import Build
 from harness.neuron_host import INSTANCE_CORES, Host
 from harness.paths import runs_dir
 from harness.plan import Plan
-from harness.platforms import preflight
+from harness.platforms import preflight, sources
 from harness.platforms.direct import EXECUTOR_FILE, Direct, Say
 from harness.platforms.s3store import S3Store
 from harness.profile import LOCAL, Profile
@@ -71,6 +71,12 @@ class Ec2(Direct):
         fake = f"; {neuron_host.FAKE} is set: a device tree without an accelerator" if host.root != Path("/") else ""
         self.say(f"{len(host.neuron)} Neuron devices, driver {host.driver}; objects in {where}{fake}")
 
+    def forget(self) -> None:
+        """Delete what is under the run's prefix of the bucket; directories are left, as by direct call."""
+        if isinstance(self.store, S3Store):
+            deleted = self.store.transfer.delete(f"s3://{self.profile.bucket}/runs/{self.record.id}/")
+            self.say(f"deleted {deleted} objects of s3://{self.profile.bucket}/runs/{self.record.id}/")
+
     def _executor(self) -> tuple[str, dict[str, str]]:
         """This executor, and the images that the run began with."""
         recorded: dict[str, Any] = self.record.read_json(EXECUTOR_FILE) or names(self._stack())
@@ -84,7 +90,7 @@ class Ec2(Direct):
         if not run.model.is_directory:
             return []
         size = sum(p.stat().st_size for p in Path(run.model.id).rglob("*") if p.is_file())
-        return self.disk_problems(size)
+        return sources.disk_problems(self.record, size)
 
 
 def names(stack: str) -> dict[str, str]:

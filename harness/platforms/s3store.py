@@ -38,8 +38,7 @@ class S3Store(ObjectStore):
             raise NotFound(f"no object {uri}")
         path = self.path(uri)
         if not _same(path, found):
-            path.unlink(missing_ok=True)  # it may be a hard link to somebody's file, which a download must not change
-            self.transfer.download(uri, path)
+            self.transfer.download(uri, path)  # beside it and renamed: it may be a hard link to a container's file
         return path
 
     def files(self, prefix: str) -> Iterator[tuple[str, Path]]:

@@ -297,6 +297,13 @@ def test_objects_go_to_s3_and_come_from_there(aws: Aws, profile: Profile, record
     with pytest.raises(NotFound):
         elsewhere.download(f"{uri}/mod", tmp_path / "nothing")
 
+    mine = f"s3://{profile.bucket}/runs/{record.id}"
+    platform = Ec2(record, profile, lambda _: None)
+    platform.store.put_file(model / "config.json", f"{mine}/model/config.json")
+    platform.forget()
+    assert list(elsewhere.files(mine)) == []
+    assert list(elsewhere.files(uri)), "another run's objects stay"
+
 
 def test_a_bucket_that_is_not_there_is_told_with_the_rest(
     machine: Engine, profile: Profile, record: Record, tmp_path: Path, aws: Aws

@@ -133,9 +133,9 @@ def test_buildx_is_needed_to_build_alone(
         (61, False, "", 60),
         (59, False, "sdk2.20-cpu-g1", 60),  # another base
         (59, False, "sdk2.20-g1", 2),
-        (24, True, "", 25),
-        (26, True, "sdk2.20-g1", 25),
-        (24, True, "sdk2.20-cpu-g1", 2),
+        (19, True, "", 20),
+        (21, True, "sdk2.20-g1", 20),
+        (19, True, "sdk2.20-cpu-g1", 2),
         (1, True, "sdk2.20-cpu-g1", 2),
     ],
 )

@@ -26,9 +26,9 @@ ROLES = ("train", "serve")
 # What an image is made of: its tag changes with these and with nothing else.
 SOURCES = ("containers", "train", "serve", "locks", "docker-bake.hcl", ".dockerignore")
 DEBIAN_IMAGE = "neuron-harness/debian:bookworm"
-# Bytes free where the engine keeps its images. A DLC is 14 GB packed (its own build's baseline) and unpacks to more;
-# a stand-in is 1.5 GB, 5.5 GB with PyPI's torch for CUDA (docs/images.md); the builder keeps a copy of each.
-DISK_DLC, DISK_STAND_IN, DISK_STAND_IN_CUDA = 60_000_000_000, 8_000_000_000, 25_000_000_000
+# Bytes free where the engine keeps its images. A DLC is 14 GB packed (its own build's baseline) and unpacks to more.
+# Both stand-ins and the builder's cache were 4 GB; with PyPI's torch for CUDA an image is 5.5 GB, pip's cache 4.
+DISK_DLC, DISK_STAND_IN, DISK_STAND_IN_CUDA = 60_000_000_000, 6_000_000_000, 20_000_000_000
 DISK_AGAIN = 2_000_000_000  # with the base there: our layers, and the changed lock of a stand-in
 
 

@@ -16,6 +16,8 @@ from harness.errors import InvalidInput, MissingPrerequisite
 from harness.executors import docker
 from harness.executors.spec import ContainerSpec, Handle
 from harness.images import Build, Layer
+from harness.platforms.direct import Direct
+from harness.record import Record
 from harness.reporter import Silent
 
 Usage = namedtuple("Usage", "total used free")
@@ -53,6 +55,21 @@ def test_hosts_of_a_job_share_a_network_under_their_names() -> None:
     for words, host in ((first, "algo-1"), (second, "algo-2")):
         assert {("--network", network), ("--network-alias", host), ("--hostname", host)} <= pairs(words)
     assert docker.network_name("j") != docker.network_name("k")
+
+
+def test_what_a_kill_left_of_several_hosts_is_looked_for_by_every_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As tests/images does with containers: killed before the record had a handle."""
+    swept: list[str] = []
+    monkeypatch.setattr(docker, "sweep", lambda name: swept.append(name) or 0)
+    record = Record("x", tmp_path / "x")
+    request = {"TrainingJobName": "x", "ResourceConfig": {"InstanceCount": 2}}
+    record.write_json("executor.json", {"executor": "docker"})
+    record.write_json("requests/CreateTrainingJob-x.json", request)
+    record.write_json("job.json", {"name": "x", "status": "InProgress"})
+    Direct(record, lambda _: None).settle()
+    assert swept == ["x-algo-1", "x-algo-2", "x"]  # and last the network, which is named for the job
 
 
 def test_a_container_has_a_memory_limit_and_no_swap() -> None:
@@ -133,9 +150,9 @@ def test_buildx_is_needed_to_build_alone(
         (61, False, "", 60),
         (59, False, "sdk2.20-cpu-g1", 60),  # another base
         (59, False, "sdk2.20-g1", 2),
-        (24, True, "", 25),
-        (26, True, "sdk2.20-g1", 25),
-        (24, True, "sdk2.20-cpu-g1", 2),
+        (19, True, "", 20),
+        (21, True, "sdk2.20-g1", 20),
+        (19, True, "sdk2.20-cpu-g1", 2),
         (1, True, "sdk2.20-cpu-g1", 2),
     ],
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -43,45 +42,63 @@ def as_if_real(built: dict[str, str]) -> Iterator[None]:
         docker("image", "rm", "--force", name)
 
 
+class Command(subprocess.Popen[bytes]):
+    """A command of the harness; its output is in a file, which no amount of it fills up."""
+
+    def __init__(self, words: tuple[str, ...], folder: Path, host: Path, output: Path) -> None:
+        self.output = output
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HARNESS_RUNS_DIR": str(folder / "runs"),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+            neuron_host.FAKE: str(host),
+        }
+        with output.open("wb") as file:
+            super().__init__([*HARNESS, *words], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+    def ends(self, code: int, timeout: float = 400) -> str:
+        """What it has written, once it has ended with `code`."""
+        ended = self.wait(timeout)
+        text = self.output.read_text(errors="replace")
+        assert ended == code, text
+        return text
+
+
 class Shell:
     """Commands of the harness on a fake host, in one directory."""
 
     def __init__(self, folder: Path, devices: int) -> None:
         self.folder, self.host = folder, fake_host(folder / "host", devices, efa=1, nodes=True)
+        self.commands: list[Command] = []
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*HARNESS, *words],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "HARNESS_RUNS_DIR": str(self.folder / "runs"),
-                "XDG_CONFIG_HOME": str(self.folder / "config"),
-                neuron_host.FAKE: str(self.host),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, *words: str) -> Command:
+        output = self.folder / f"output-{len(self.commands)}"
+        self.commands.append(Command(words, self.folder, self.host, output))
+        return self.commands[-1]
 
     def run(self, *words: str, code: int = 0) -> str:
-        child = self.start(*words)
-        out, _ = child.communicate(timeout=400)
-        assert child.returncode == code, out
-        return out
+        return self.start(*words).ends(code)
 
-    def training(self, known: set[str]) -> tuple[subprocess.Popen[str], str]:
+    def training(self, known: set[str]) -> tuple[Command, str]:
         """A new run that trains its first steps; the command and the run's id."""
-        child = self.start("train", "--platform", "ec2", "tiny.toml")
+        command = self.start("train", "--platform", "ec2", "tiny.toml")
         deadline = time.monotonic() + READY
         while time.monotonic() < deadline:
             for log in (self.folder / "runs").glob("tiny-*/logs/train.log"):
                 if log.parent.parent.name not in known and "step=5/" in log.read_text(errors="replace"):
-                    return child, log.parent.parent.name
-            assert child.poll() is None, child.communicate()[0]
+                    return command, log.parent.parent.name
+            assert command.poll() is None, command.output.read_text()
             time.sleep(0.1)
         raise AssertionError("no step within the time")
+
+    def end(self) -> None:
+        """Whatever still runs, also when a test has failed."""
+        for command in self.commands:
+            command.terminate()
+        for command in self.commands:
+            command.wait(180)
+        self.run("down", "--all")
 
 
 def inside(name: str) -> tuple[list[str], dict[str, str]]:
@@ -102,6 +119,14 @@ def cores(text: str, count: int) -> dict[str, str]:
 def test_a_run_from_nothing_to_nothing(as_if_real: None, tiny_model: Path, tmp_path: Path) -> None:
     write_tiny_run(tiny_model, tmp_path)
     shell = Shell(tmp_path, 1)
+    try:
+        from_nothing_to_nothing(shell)
+    finally:
+        shell.end()
+
+
+def from_nothing_to_nothing(shell: Shell) -> None:
+    tmp_path = shell.folder
     out = shell.run("train", "--platform", "ec2", "tiny.toml")
     run_id = out.split()[-1]
     assert "a device tree without an accelerator" in out
@@ -136,8 +161,8 @@ def test_jobs_side_by_side_have_cores_of_their_own_and_a_kill_frees_them(
         assert inside(two) == (["/dev/neuron1"], cores("2-3", 2))
         assert f"by {one}, {two}" in shell.run("train", "--platform", "ec2", "tiny.toml", code=7)
 
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+        first.kill()
+        first.wait()
         # Its container goes on and has its cores, whoever asks.
         assert f"by {one}, {two}" in shell.run("train", "--platform", "ec2", "tiny.toml", code=7)
         shell.run("down", one)
@@ -146,25 +171,20 @@ def test_jobs_side_by_side_have_cores_of_their_own_and_a_kill_frees_them(
 
         (container,) = docker("ps", "--quiet", "--filter", f"label=NEURON_HARNESS_CONTAINER={three}").split()
         docker("kill", container)
-        out, _ = third.communicate(timeout=60)
-        assert third.returncode == 5, out
+        third.ends(5)
         fourth, four = shell.training({one, two, three})
         assert inside(four) == (["/dev/neuron0"], cores("0-1", 2))
-        fourth.send_signal(signal.SIGTERM)
-        out, _ = fourth.communicate(timeout=180)
-        assert fourth.returncode == 143, out
+        fourth.terminate()
+        fourth.ends(143)
+        assert second.poll() is None, "the job beside them has gone on"
     finally:
-        second.send_signal(signal.SIGTERM)
-        second.communicate(timeout=180)
-        for child in (first, second):
-            child.kill()
-        shell.run("down", "--all")
+        shell.end()
 
 
 def test_who_has_the_whole_host_has_its_network_adapter(as_if_real: None, tiny_model: Path, tmp_path: Path) -> None:
     write_tiny_run(tiny_model, tmp_path, steps=100_000)
     shell = Shell(tmp_path, 1)
-    child, run_id = shell.training(set())
+    command, run_id = shell.training(set())
     try:
         assert inside(run_id) == (["/dev/infiniband/uverbs0", "/dev/neuron0"], cores("0-1", 2))
         (container,) = docker("ps", "--quiet", "--filter", f"label=NEURON_HARNESS_CONTAINER={run_id}").split()
@@ -173,10 +193,9 @@ def test_who_has_the_whole_host_has_its_network_adapter(as_if_real: None, tiny_m
         assert shared > 1 << 30
         # Shut off, and yet the interface that resourceconfig.json names is there.
         assert "eth0" in docker("exec", container, "ls", "/sys/class/net").split()
+        assert command.poll() is None
     finally:
-        child.send_signal(signal.SIGTERM)
-        out, _ = child.communicate(timeout=180)
-        assert child.returncode == 143, out
+        shell.end()
 
 
 def test_verify_goes_through_the_images_on_the_host(as_if_real: None, tmp_path: Path) -> None:

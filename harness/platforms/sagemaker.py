@@ -204,12 +204,13 @@ class SageMaker:
                 if item.kind == kind and self.resources.delete(kind, item.name, item.region, self.say):
                     gone.append(item.name)
         self.transfer.abort_all()
+        self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
+        # Last: what an endpoint that could not be deleted still loads, and what costs least.
         for item in self.resources.made():
             if item.kind == COPY:
                 self.transfer.remove(item.name, item.region)
                 self.record.note("deleted", kind=COPY, name=item.name, region=item.region)
                 gone.append(item.name)
-        self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
         return list(dict.fromkeys(gone))
 
     def forget(self) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,33 @@ def harness(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def started(folder: Path, *words: str, until: str, stream: str = "stderr") -> subprocess.Popen[str]:
+    """The command, running, as soon as it has printed `until`."""
+    child = subprocess.Popen(
+        command(*words),
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    source, seen = getattr(child, stream), ""
+    while until not in seen:
+        line = source.readline()
+        assert line, f"ended before it said {until!r}:\n{seen}"
+        seen += line
+    return child
+
+
+def interrupted(child: subprocess.Popen[str], signum: int, code: int) -> str:
+    child.send_signal(signum)
+    child.send_signal(signum)  # somebody is impatient
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == code, out + err
+    assert "Traceback" not in err
+    return err
+
+
 def newest(folder: Path, name: str) -> str:
     return max(p.name for p in (folder / ".runs").glob(f"{name}-2*"))
 
@@ -91,6 +120,42 @@ def shown(folder: Path, run_id: str) -> dict[str, object]:
     rows = json.loads(harness(folder, "ps", "--json").stdout)
     (row,) = [row for row in rows if row["run"] == run_id]
     return dict(row)
+
+
+def test_ctrl_c_detaches_and_the_job_is_followed_again(folder: Path) -> None:
+    child = started(folder, "train", "slow.toml", "--platform", "local", until="loss")
+    err = interrupted(child, signal.SIGINT, 130)
+    run_id = newest(folder, "slow")
+    assert f"error: detached; training job {run_id} goes on in us-west-2" in err
+    assert f"hint: follow it: harness train {run_id}; stop it: harness down {run_id}" in err
+    row = shown(folder, run_id)
+    assert (row["platform"], row["training"]) == ("local", "Training")
+
+    log = started(folder, "logs", "-f", run_id, until="step=", stream="stdout")
+    interrupted(log, signal.SIGINT, 130)
+    assert shown(folder, run_id)["training"] == "Training", "who reads a log does not stop the job"
+
+    again = started(folder, "train", run_id, until="loss")
+    err = interrupted(again, signal.SIGTERM, 143)
+    assert f"detached; training job {run_id} goes on" in err
+    assert created(folder, run_id) == {run_id: 1}
+
+    down = harness(folder, "down", run_id)
+    assert (down.returncode, down.stdout) == (0, f"deleted: {run_id}\n"), down.stderr
+    assert "stopping, with time for its checkpoint" in down.stderr
+    assert shown(folder, run_id)["training"] == "Stopped"
+    assert harness(folder, "down", run_id).stdout == "nothing to delete\n"
+
+
+def test_term_while_an_endpoint_is_made_deletes_it(folder: Path) -> None:
+    trained = harness(folder, "train", "tiny.toml", "--platform", "local")
+    assert trained.returncode == 0, trained.stderr
+    run_id = trained.stdout.strip()
+    child = started(folder, "deploy", run_id, until="Creating")
+    time.sleep(1)  # its container is starting
+    err = interrupted(child, signal.SIGTERM, 143)
+    assert f"go on: harness deploy {run_id}" in err
+    assert there(folder) == []
 
 
 def fault(folder: Path, *words: str) -> None:
@@ -130,3 +195,49 @@ def test_what_is_refused_before_anything_runs_ends_at_once_and_the_same_run_goes
     refused(harness(folder, "train", run_id), 10, "have expired")
     assert shown(folder, run_id)["training"] == "Failed"
     assert harness(folder, "down", run_id).stdout == "nothing to delete\n"
+
+
+def test_faults_of_a_job_and_of_endpoints(folder: Path) -> None:
+    fault(folder, "disk-full")
+    failed = harness(folder, "train", "tiny.toml", "--platform", "local")
+    run_id = newest(folder, "tiny")
+    refused(failed, 5, f"training job {run_id} ended as Failed", "no space left on the disk")
+    assert there(folder) == []
+    done = harness(folder, "train", run_id)
+    assert done.returncode == 0, done.stderr
+    assert sorted(created(folder, run_id)) == [run_id, f"{run_id}-r2"]
+    for words, code, said in (
+        (("access-denied", "--operation", "CreateEndpoint"), 10, "create_endpoint in us-west-2: access denied"),
+        (("quota",), 10, "a quota of the account is used up"),
+        (("capacity",), 6, "another region"),
+        (("failing-ping", "--after", "2"), 6, "is Failed"),
+    ):
+        fault(folder, *words)
+        refused(harness(folder, "deploy", run_id), code, said)
+        assert there(folder) == [], words
+
+
+def test_credentials_that_expire_while_a_job_is_followed_name_the_job_that_goes_on(folder: Path) -> None:
+    child = started(folder, "train", "slow.toml", "--platform", "local", until="loss")
+    fault(folder, "expired-token", "--operation", "DescribeTrainingJob")
+    _, err = child.communicate(timeout=60)
+    run_id = newest(folder, "slow")
+    assert child.returncode == 10, err
+    assert "the AWS credentials have expired" in err
+    assert f"training job {run_id} goes on in us-west-2" in err
+    assert f"follow it: harness train {run_id}; stop it: harness down {run_id}" in err
+    assert shown(folder, run_id)["training"] == "Training"
+    assert harness(folder, "down").stdout == f"deleted: {run_id}\n"
+
+
+def test_a_spot_instance_is_taken_away_and_the_job_goes_on_from_its_checkpoint(folder: Path) -> None:
+    text = (folder / "tiny.toml").read_text().replace('"tiny"', '"spot"').replace("max_steps = 60", "max_steps = 300")
+    (folder / "spot.toml").write_text(text + "spot = true\n")
+    fault(folder, "spot", "--after", "20")
+    done = harness(folder, "train", "spot.toml", "--platform", "local")
+    assert done.returncode == 0, done.stderr
+    run_id = done.stdout.strip()
+    assert created(folder, run_id) == {run_id: 1}
+    assert "Interrupted" in done.stderr
+    log = (folder / ".runs" / run_id / "logs" / "train.log").read_text()
+    assert "resuming from checkpoint-" in log

@@ -19,7 +19,7 @@ import pytest
 from tests.chain.conftest import ROOT, in_train_environment, write_tiny_run
 from tests.chain.test_chain import left_over
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.aws]  # two minutes: not in `make test`
 SLOW = 1500  # steps: more than any of these tests waits for
 
 

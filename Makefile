@@ -43,11 +43,15 @@ test-all: test ## every test there is, each once: needs what test-images needs
 	@$(SETUP) harness train serve djl neuron aws
 	@$(PY) -m pytest -m "docker or neuron or aws"
 
-NEURON_TESTS := tests/neuron tests/shards tests/tnx tests/conformance tests/test_signature.py tests/test_limits.py
+# Two halves at once, since each waits for one process most of the time; the second one's output comes after the first's.
+NEURON_TESTS := tests/neuron tests/tnx
+NEURON_TESTS_TOO := tests/shards tests/conformance tests/test_signature.py tests/test_limits.py tests/breaks
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
-	@$(SETUP) harness train serve neuron
-	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS)
+	@$(SETUP) harness train serve djl neuron
+	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS_TOO) > .cache/test-neuron.log 2>&1 & too=$$!; \
+	$(PY) -m pytest -m "not docker" $(NEURON_TESTS); code=$$?; \
+	wait $$too || code=$$?; cat .cache/test-neuron.log; exit $$code
 
 test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and other clients
 	@$(SETUP) harness train serve djl aws

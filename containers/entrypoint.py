@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from containers import contract, drain, secretsmanager
@@ -132,8 +133,20 @@ def serving_config(paths: Paths, port: int) -> str:
     return (
         f"inference_address=http://{host}:{port}\n"
         f"management_address=http://{host}:{port}\n"
-        f"load_models=model::Python:*=file://{paths.model}\n"
+        f"load_models=model::Python:{serving_device(os.environ)}=file://{paths.model}\n"
     )
+
+
+def serving_device(env: Mapping[str, str]) -> str:
+    """Where DJL loads the model: on all that is there, or from the first of the cores that the container was given.
+
+    On Neuron DJL sets NEURON_RT_VISIBLE_CORES anew for its worker: as many cores as share the model, from the number
+    of the device on (engines/python, Connection.java). With `*` that is from core 0, perhaps another container's.
+    """
+    cores = env.get("NEURON_RT_VISIBLE_CORES", "")
+    if not cores or env.get(contract.DEVICE_ENV) == "cpu":
+        return "*"
+    return f"nc{cores.partition(',')[0].partition('-')[0]}"
 
 
 def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:

@@ -26,9 +26,10 @@ ROLES = ("train", "serve")
 # What an image is made of: its tag changes with these and with nothing else.
 SOURCES = ("containers", "train", "serve", "locks", "docker-bake.hcl", ".dockerignore")
 DEBIAN_IMAGE = "neuron-harness/debian:bookworm"
-# Bytes free where the engine keeps its images. A DLC is 14 GB packed (its own build's baseline) and unpacks to more;
-# a stand-in is 1.5 GB, 5.5 GB with PyPI's torch for CUDA (docs/images.md); the builder keeps a copy of each.
-DISK_DLC, DISK_STAND_IN, DISK_STAND_IN_CUDA = 60_000_000_000, 8_000_000_000, 25_000_000_000
+# Bytes free where the engine keeps its images. A DLC is 14 GB packed (its own build's baseline) and unpacks to more.
+# Both stand-ins and the builder's cache were 4 GB; with PyPI's torch for CUDA an image is 5.5 GB, pip's cache 4.
+DISK_DLC, DISK_STAND_IN, DISK_STAND_IN_CUDA = 60_000_000_000, 6_000_000_000, 20_000_000_000
+DISK_AGAIN = 2_000_000_000  # with the base there: our layers, and the changed lock of a stand-in
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def command(build: Build, show_only: bool = False) -> list[str]:
         words.append("--print")
     else:
         for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
-            if os.environ.get(name):
-                words += ["--set", f"*.args.{name}={os.environ[name]}"]
+            if value := os.environ.get(name) or os.environ.get(name.lower()):
+                words += ["--set", f"*.args.{name}={value}"]
         words += ["--load", "--progress", "plain"]
     return words + build.targets
 
@@ -149,17 +150,14 @@ def build(what: Build, reporter: Reporter, docker_config: Path | None = None) ->
     from harness.bootstrap import find_torch_wheel
 
     engine.check(builds=True)
-    wheels = None
+    wheel = find_torch_wheel() if what.stand_in else None
+    wheels = wheel.parent if wheel else None
+    _check_disk(what, DISK_DLC if not what.stand_in else DISK_STAND_IN if wheel else DISK_STAND_IN_CUDA, reporter)
     if what.stand_in:
         from harness.assets import djl
 
         djl.ensure(CACHE, reporter.say)
         ensure_root(reporter)
-        wheel = find_torch_wheel()
-        wheels = wheel.parent if wheel else None
-        _check_disk(DISK_STAND_IN if wheel else DISK_STAND_IN_CUDA)
-    else:
-        _check_disk(DISK_DLC)
     env = environment(what, wheels)
     if docker_config is not None:
         env["DOCKER_CONFIG"] = str(docker_config)
@@ -168,11 +166,29 @@ def build(what: Build, reporter: Reporter, docker_config: Path | None = None) ->
     return {what.name(role): layers(what.name(role)) for role in ROLES}
 
 
-def _check_disk(need: int) -> None:
+def _check_disk(what: Build, need: int, reporter: Reporter) -> None:
+    """Says what a first build takes, before it begins. An engine elsewhere (DOCKER_HOST) has a disk of its own."""
+    if _was_built(what):
+        need = DISK_AGAIN
     folder = Path(engine.run(["info", "--format", "{{.DockerRootDir}}"]).strip())
-    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < need:
-        what = f"{free / 1e9:.0f} GB of disk are free in {folder}, the build needs {need / 1e9:.0f} GB"
-        raise MissingPrerequisite(what, hint="free some: docker system df; docker builder prune")
+    if not folder.is_dir():
+        reporter.say(f"the build takes up to {need / 1e9:.0f} GB of the engine's disk")
+        return
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        text = f"{free / 1e9:.0f} GB of disk are free in {folder}, the build needs {need / 1e9:.0f} GB"
+        raise MissingPrerequisite(text, hint="free some: docker system df; docker builder prune")
+    reporter.say(f"the build takes up to {need / 1e9:.0f} GB of disk; {free / 1e9:.0f} GB are free in {folder}")
+
+
+def _was_built(what: Build) -> bool:
+    """Whether an earlier revision of both images is here, whose base a new one shares."""
+
+    def same_base(name: str) -> bool:
+        return name.startswith(f"{what.stack}-cpu-") if what.stand_in else is_for_aws(name, what.stack)
+
+    words = ["image", "ls", "--format", "{{.Tag}}"]
+    return all(any(map(same_base, engine.run([*words, f"{what.registry}/neuron-{r}"]).split())) for r in ROLES)
 
 
 def ensure_root(reporter: Reporter) -> None:

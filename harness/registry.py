@@ -19,8 +19,8 @@ from typing import Any
 from harness import engine, profile as profiles, shell
 from harness.aws import Aws
 from harness.awserrors import is_missing
-from harness.errors import HarnessError, InvalidInput, MissingPrerequisite
-from harness.images import Build
+from harness.errors import HarnessError, InvalidInput, MissingPrerequisite, Problem
+from harness.images import ROLES, Build
 from harness.paths import runs_dir
 from harness.reporter import Reporter
 
@@ -155,44 +155,79 @@ def in_registry(aws: Aws, region: str, repository: str, tag: str) -> tuple[str, 
     return image["imageId"]["imageDigest"], manifest["config"]["digest"]
 
 
-def push(build: Build, role: str, region: str, reporter: Reporter) -> Pushed:
-    """Push one image to `region` and record it. Repeated after an interruption it goes on: layers are sent once."""
-    local = build.name(role)
-    image_id = _image_id(local)
-    tag = local.rpartition(":")[2]
-    repository = f"neuron-{role}"
+@dataclass(frozen=True)
+class Remote:
+    """An image of this machine and where it goes: names with tag, and the image's id, which its manifest names."""
+
+    role: str
+    local: str
+    id: str
+    repository: str
+    name: str
+
+    @property
+    def tag(self) -> str:
+        return self.name.rpartition(":")[2]
+
+
+def push(build: Build, region: str, reporter: Reporter) -> list[Pushed]:
+    """Push both images to `region` at once and record them. Repeated after an interruption it goes on."""
+    ids = {role: _image_id(build.name(role)) for role in ROLES}
     aws = account()
-    ensure_repository(aws, region, repository, reporter.say)
+    for role in ROLES:
+        ensure_repository(aws, region, f"neuron-{role}", reporter.say)
     with credentials(aws, region) as (host, folder):
-        remote = f"{host}/{repository}:{tag}"
-        digest, config = in_registry(aws, region, repository, tag)
-        if digest and config != image_id:
-            raise InvalidInput(
-                f"{remote} is there already and is another image",
-                "tags are immutable; the same sources were built twice, with different bases or on different days",
-                f"use the one that is there ({digest}), or commit a change and build again",
-            )
-        if digest:
-            reporter.say(f"{remote} is there already")
-        else:
-            _say_size(local, role, reporter)
-            engine.run(["tag", local, remote])
-            try:
-                shell.show(
-                    ["docker", "--config", folder, "push", remote],
-                    hint="call again to go on: layers that have arrived are not sent again",
-                )
-            finally:
-                if remote != local:
-                    engine.run(["image", "rm", "--no-prune", remote])
-            digest, config = in_registry(aws, region, repository, tag)
-            if config != image_id:
-                raise MissingPrerequisite(
-                    f"{remote} does not hold what was pushed", f"configuration {config or 'missing'}, here {image_id}"
-                )
-    made = Pushed(build.stack, role, region, remote, digest, datetime.now(UTC).isoformat(timespec="seconds"))
-    record(made)
+        images = []
+        for role, image_id in ids.items():
+            local, repository = build.name(role), f"neuron-{role}"
+            name = f"{host}/{repository}:{local.rpartition(':')[2]}"
+            images.append(Remote(role, local, image_id, repository, name))
+        missing = [image for image in images if not _is_there(aws, region, image, reporter)]
+        _send(missing, folder, reporter)
+        digests = {image: in_registry(aws, region, image.repository, image.tag) for image in images}
+    if problems := [
+        Problem(
+            f"{image.name} does not hold what was pushed", f"configuration {config or 'missing'}, here {image.id}"
+        )
+        for image, (_, config) in digests.items()
+        if config != image.id
+    ]:
+        raise MissingPrerequisite.of(problems)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made = [Pushed(build.stack, i.role, region, i.name, digest, now) for i, (digest, _) in digests.items()]
+    for one in made:
+        record(one)
     return made
+
+
+def _is_there(aws: Aws, region: str, image: Remote, reporter: Reporter) -> bool:
+    """Whether the tag is in the registry. Raises InvalidInput where it is there and another image."""
+    digest, config = in_registry(aws, region, image.repository, image.tag)
+    if digest and config != image.id:
+        raise InvalidInput(
+            f"{image.name} is there already and is another image",
+            "tags are immutable; the same sources were built twice, with different bases or on different days",
+            f"use the one that is there ({digest}), or commit a change and build again",
+        )
+    if digest:
+        reporter.say(f"{image.name} is there already")
+    return bool(digest)
+
+
+def _send(images: list[Remote], folder: Path, reporter: Reporter) -> None:
+    """docker push, one for each at the same time: packing a layer takes one core."""
+    for image in images:
+        _say_size(image.local, image.role, reporter)
+        engine.run(["tag", image.local, image.name])
+    try:
+        shell.show_all(
+            [["docker", "--config", folder, "push", image.name] for image in images],
+            hint="call again to go on: layers that have arrived are not sent again",
+        )
+    finally:
+        for image in images:
+            if image.name != image.local:
+                engine.run(["image", "rm", "--no-prune", image.name])
 
 
 def _image_id(name: str) -> str:

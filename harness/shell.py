@@ -10,7 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from harness.errors import MissingPrerequisite
@@ -60,30 +63,63 @@ def show(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     hint: str = "",
-) -> str:
-    """Run `argv` without a shell, its output on our standard error as it comes; returns that output.
+) -> None:
+    """Run `argv` without a shell, its output on our standard error as it comes.
 
     Raises MissingPrerequisite where the program is absent or ends with another code than 0. An interruption ends it.
     """
-    command = [os.fspath(a) for a in argv]
-    if shutil.which(command[0]) is None:
-        raise MissingPrerequisite(f"{command[0]} is not on this machine", f"needed for: {shlex.join(command)}", hint)
-    shown: list[str] = []
-    with subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                sys.stderr.write(line)
-                shown.append(line)
-        except BaseException:
-            child.terminate()
-            raise
-    if child.returncode != 0:
-        why = "; ".join(line.strip() for line in shown[-8:] if line.strip())[-800:]
-        raise MissingPrerequisite(f"exit code {child.returncode}: {shlex.join(command)}", why, hint)
-    return "".join(shown)
+    show_all([argv], cwd=cwd, env=env, hint=hint)
+
+
+def show_all(
+    argvs: Sequence[Sequence[str | os.PathLike[str]]],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> None:
+    """`show` for several at the same time, line by line; each is let end before the first failure is raised."""
+    commands = [[os.fspath(a) for a in argv] for argv in argvs]
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            what = f"{command[0]} is not on this machine"
+            raise MissingPrerequisite(what, f"needed for: {shlex.join(command)}", hint)
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                )
+            )
+            for command in commands
+        ]
+        with ThreadPoolExecutor(max(len(children), 1)) as pool:
+            try:
+                shown = list(pool.map(_show_lines, children))
+            except BaseException:
+                for child in children:
+                    child.terminate()
+                raise
+    for command, child, lines in zip(commands, children, shown, strict=True):
+        if child.returncode != 0:
+            why = "; ".join(line.strip() for line in lines if line.strip())[-800:]
+            raise MissingPrerequisite(f"exit code {child.returncode}: {shlex.join(command)}", why, hint)
+
+
+def _show_lines(child: subprocess.Popen[str]) -> list[str]:
+    """Its output on our standard error; the last lines."""
+    last: deque[str] = deque(maxlen=8)
+    assert child.stdout is not None
+    for line in child.stdout:
+        sys.stderr.write(line)
+        last.append(line)
+    return list(last)
 
 
 def detach(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:

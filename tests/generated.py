@@ -75,9 +75,17 @@ def versions() -> str:
     return declared.page()
 
 
+def breaks() -> str:
+    """docs/reference/breaks.md: what is broken on purpose, and which test sees it."""
+    from tests.breaks import table
+
+    return table.page()
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["docs/reference/sagemaker-operations.md"] = operations
 FILES["docs/reference/versions.md"] = versions
+FILES["docs/reference/breaks.md"] = breaks
 
 
 def main() -> int:

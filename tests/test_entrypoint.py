@@ -139,3 +139,23 @@ def test_the_servers_environment_keeps_what_the_request_says(tmp_path: Path) -> 
     assert env["JAVA_OPTS"].startswith(f"-Xmx1g -Djava.io.tmpdir={tmp_path} ")
     assert env["OPTION_SERVE_ENGINE"] == "cpu"
     assert Path(env["OPTION_ENTRYPOINT"]).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("environment", "device"),
+    [
+        ({}, "*"),
+        ({"NEURON_RT_VISIBLE_CORES": "4-5"}, "nc4"),
+        ({"NEURON_RT_VISIBLE_CORES": "7"}, "nc7"),
+        ({"NEURON_RT_VISIBLE_CORES": "4-5", contract.DEVICE_ENV: "cpu"}, "*"),
+    ],
+)
+def test_the_server_loads_the_model_on_the_containers_own_cores(
+    environment: dict[str, str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NEURON_RT_VISIBLE_CORES", contract.DEVICE_ENV):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = entrypoint.serving_config(Paths(Path("/opt/ml")), 8080)
+    assert f"load_models=model::Python:{device}=file:///opt/ml/model\n" in config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import namedtuple
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from containers import pins
-from harness import engine, executors, images, registry, stacks
+from harness import engine, executors, images, registry, shell, stacks
 from harness.errors import InvalidInput, MissingPrerequisite
 from harness.executors import docker
 from harness.executors.spec import ContainerSpec, Handle
 from harness.images import Build, Layer
+from harness.platforms.direct import Direct
+from harness.record import Record
 from harness.reporter import Silent
+
+Usage = namedtuple("Usage", "total used free")
 
 
 def spec(**more: object) -> ContainerSpec:
@@ -50,6 +55,21 @@ def test_hosts_of_a_job_share_a_network_under_their_names() -> None:
     for words, host in ((first, "algo-1"), (second, "algo-2")):
         assert {("--network", network), ("--network-alias", host), ("--hostname", host)} <= pairs(words)
     assert docker.network_name("j") != docker.network_name("k")
+
+
+def test_what_a_kill_left_of_several_hosts_is_looked_for_by_every_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As tests/images does with containers: killed before the record had a handle."""
+    swept: list[str] = []
+    monkeypatch.setattr(docker, "sweep", lambda name: swept.append(name) or 0)
+    record = Record("x", tmp_path / "x")
+    request = {"TrainingJobName": "x", "ResourceConfig": {"InstanceCount": 2}}
+    record.write_json("executor.json", {"executor": "docker"})
+    record.write_json("requests/CreateTrainingJob-x.json", request)
+    record.write_json("job.json", {"name": "x", "status": "InProgress"})
+    Direct(record, lambda _: None).settle()
+    assert swept == ["x-algo-1", "x-algo-2", "x"]  # and last the network, which is named for the job
 
 
 def test_a_container_has_a_memory_limit_and_no_swap() -> None:
@@ -91,7 +111,7 @@ def test_without_an_engine_every_verb_names_the_same_remedy(
     verbs: dict[str, Callable[[], object]] = {
         "build": lambda: images.build(Build(stand_in=True), Silent()),
         "print": lambda: images.printed(Build()),
-        "push": lambda: registry.push(Build(), "train", "us-west-2", Silent()),
+        "push": lambda: registry.push(Build(), "us-west-2", Silent()),
         "run": lambda: docker.check_environment("train"),
         "start": lambda: docker.start(spec()),
     }
@@ -121,6 +141,43 @@ def test_buildx_is_needed_to_build_alone(
     fake_docker(tmp_path, buildx=buildx)
     assert [p.what for p in engine.problems(builds=True)] == ([said] if said else [])
     engine.check()
+
+
+@pytest.mark.parametrize(
+    ("free", "stand_in", "tag", "need"),
+    [
+        (59, False, "", 60),
+        (61, False, "", 60),
+        (59, False, "sdk2.20-cpu-g1", 60),  # another base
+        (59, False, "sdk2.20-g1", 2),
+        (19, True, "", 20),
+        (21, True, "sdk2.20-g1", 20),
+        (19, True, "sdk2.20-cpu-g1", 2),
+        (1, True, "sdk2.20-cpu-g1", 2),
+    ],
+)
+def test_the_disk_is_looked_at_before_anything_is_built(
+    free: int, stand_in: bool, tag: str, need: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DEBIAN_IMAGE", "x")
+    monkeypatch.setattr("harness.bootstrap.find_torch_wheel", lambda: None)
+    steps: list[str] = []
+    monkeypatch.setattr("harness.assets.djl.ensure", lambda *_: steps.append("jars"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free * 10**9))
+    monkeypatch.setattr(shell, "show", lambda *_, **__: steps.append("build"))
+    monkeypatch.setattr(images, "layers", lambda _: [])
+    fake_docker(tmp_path, engine=f"case $1 in image) echo {tag};; *) echo {tmp_path};; esac")
+    said: list[str] = []
+    reporter = Silent()
+    monkeypatch.setattr(reporter, "say", said.append)
+    if free < need:
+        with pytest.raises(MissingPrerequisite, match=f"{free} GB of disk are free in .*, the build needs {need} GB"):
+            images.build(Build(stand_in=stand_in), reporter)
+        assert steps == []
+    else:
+        images.build(Build(stand_in=stand_in), reporter)
+        assert f"the build takes up to {need} GB of disk; {free} GB are free in {tmp_path}" in said
 
 
 def test_an_executor_that_is_not_there_is_refused_with_what_is() -> None:
@@ -157,6 +214,17 @@ def test_the_content_hash_follows_names_bytes_and_modes(root: Path, tmp_path: Pa
     (tmp_path / "serve" / "new.py").touch()
     seen.add(images.content_hash(tmp_path))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("role", images.ROLES)
+def test_the_page_lists_the_files_that_are_copied(root: Path, role: str) -> None:
+    """As tests/images does on the images themselves, where there is an engine."""
+    text = (root / "docs" / "reference" / "images.md").read_text()
+    block = text.split(f"## {role}\n")[1].split("/opt/program`:\n\n```text\n")[1].split("\n```")[0]
+    ignored = (root / ".dockerignore").read_text().split()
+    copied = [p for p in (root / role).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    names = [p.relative_to(root).as_posix() for p in [*(root / "containers").glob("*.py"), *copied]]
+    assert block.split("\n") == sorted(n for n in names if n not in ignored)
 
 
 def test_what_is_ours_begins_with_our_first_copy() -> None:

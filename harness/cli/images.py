@@ -68,8 +68,8 @@ def push(
     chosen = stacks.get(stack or stacks.DEFAULT)
     with output.reporter() as reporter:
         for where in region or registry.regions():
-            for role in images.ROLES:
-                output.out(registry.push(images.Build(chosen.name, stand_in), role, where, reporter).uri)
+            for made in registry.push(images.Build(chosen.name, stand_in), where, reporter):
+                output.out(made.uri)
 
 
 def images(json: JsonFlag = False) -> None:

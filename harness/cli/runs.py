@@ -56,9 +56,9 @@ PlatformFlag = Annotated[
     str,
     typer.Option(
         "--platform",
-        help="Where: local (the API on this machine) or sagemaker. Without it: by direct call.",
+        help="Where: local (the API on this machine), ec2 (this Neuron host), sagemaker. Without it: by direct call.",
         metavar="NAME",
-        autocompletion=lambda incomplete: [n for n in ("local", "sagemaker") if n.startswith(incomplete)],
+        autocompletion=lambda incomplete: [n for n in ("local", "ec2", "sagemaker") if n.startswith(incomplete)],
     ),
 ]
 RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]

@@ -111,10 +111,7 @@ def load_model_data(source: dict[str, Any], store: ObjectStore, target: Path) ->
     """ModelDataSource into `target`, which is read-only afterwards, as it is on AWS."""
     target.mkdir(parents=True, exist_ok=True)
     if source["CompressionType"] == "Gzip":
-        archive = store.path(source["S3Uri"])
-        if not archive.is_file():
-            raise NotFound(f"no object {source['S3Uri']}")
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(store.fetch(source["S3Uri"]), "r:gz") as tar:
             tar.extractall(target, filter="data")
     else:
         store.download(source["S3Uri"], target)

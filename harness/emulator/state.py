@@ -29,6 +29,13 @@ class ObjectStore:
     def changed(self, uri: str) -> None:
         """Called after the object `uri` was stored or deleted; for whoever keeps a list of objects."""
 
+    def fetch(self, uri: str) -> Path:
+        """The file of the object `uri`. Raises NotFound."""
+        path = self.path(uri)
+        if not path.is_file():
+            raise NotFound(f"no object {uri}")
+        return path
+
     def put_file(self, source: Path, uri: str, copy: bool = False) -> None:
         """Store `source` as the object `uri`, replacing what was there in one step.
 

@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -80,7 +81,8 @@ def arguments(spec: ContainerSpec) -> list[str]:
     words += _network_arguments(spec)
     if spec.port is not None:
         words += ["--publish", f"127.0.0.1:{spec.port}:{contract.DEFAULT_PORT}"]
-    environment = {contract.DEVICE_ENV: "cpu", MARKER: spec.name}
+    words += _device_arguments(spec.devices)
+    environment = {MARKER: spec.name} if spec.devices else {contract.DEVICE_ENV: "cpu", MARKER: spec.name}
     if spec.network:
         environment |= {k: os.environ[k] for k in PASSED_ON if k in os.environ}
         for name in {os.environ[k] for k in CA_VARIABLES if os.path.isfile(os.environ.get(k, ""))}:  # noqa: PTH113
@@ -90,6 +92,19 @@ def arguments(spec: ContainerSpec) -> list[str]:
     if spec.entrypoint:
         return [*words, "--entrypoint", spec.entrypoint[0], spec.image, *spec.entrypoint[1:], *spec.arguments]
     return [*words, spec.image, *(spec.arguments or (spec.command,))]
+
+
+def _device_arguments(devices: Sequence[str]) -> list[str]:
+    """Device files, and what programs that use them need besides."""
+    if not devices:
+        return []
+    words = [word for device in devices for word in ("--device", device)]
+    # A host's workers and data loaders share memory in /dev/shm: 64 MB by Docker, half of it all by Linux.
+    words += ["--shm-size", str(memory_limit() // 2)]
+    if any("/infiniband/" in device for device in devices):
+        # Network adapters register memory, which must not be swapped (Neuron SDK, containers/faq.rst).
+        words += ["--ulimit", "memlock=-1:-1", "--cap-add", "IPC_LOCK"]
+    return words
 
 
 def _network_arguments(spec: ContainerSpec) -> list[str]:
@@ -267,6 +282,33 @@ def sweep(name: str) -> int:
     for network in networks | {network_name(name)}:
         _docker("network", "rm", network, check=False)  # a job's network stays until its last host has gone
     return len(found)
+
+
+@dataclass(frozen=True)
+class User:
+    """A running container of this engine, ours or not, that has device files of the host."""
+
+    name: str
+    devices: tuple[str, ...]
+    """As paths on the host."""
+    environment: Mapping[str, str]
+
+
+def users() -> list[User]:
+    """Every running container that was given device files."""
+    ids = _docker("ps", "--quiet", "--no-trunc").split()
+    if not ids:
+        return []
+    form = '{"name": {{json .Name}}, "devices": {{json .HostConfig.Devices}}, "env": {{json .Config.Env}}}'
+    found = []
+    # One that ends between the two calls is no longer shown; docker then ends with 1 and has shown the others.
+    for line in _docker("inspect", "--format", form, *ids, check=False).splitlines():
+        raw = json.loads(line)
+        variables = dict(word.partition("=")[::2] for word in raw["env"] or [])
+        devices = tuple(device["PathOnHost"] for device in raw["devices"] or [])
+        if devices:
+            found.append(User(variables.get(MARKER) or raw["name"].lstrip("/"), devices, variables))
+    return found
 
 
 def pids() -> Sequence[int]:

@@ -39,6 +39,8 @@ class ContainerSpec:
     """ContainerArguments: stand in the place of `command`."""
     job: str = ""
     """Executor docker: the job of several hosts that this is one of; they share a network with nobody else on it."""
+    devices: tuple[str, ...] = ()
+    """Executor docker: device files as --device takes them. A container with some is not told to use the CPU."""
 
 
 def role_of(image: str, environment: Mapping[str, str]) -> str:

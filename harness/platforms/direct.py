@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Direct:
 
     def __init__(self, record: Record, say: Say, executor: str = "") -> None:
         self.record, self.say = record, say
+        self.profile = LOCAL
         self.store = ObjectStore(runs_dir() / "s3")
         self._asked_for = executor
 
@@ -68,21 +70,14 @@ class Direct:
         """Assets and data where the plan's channels and model data point to."""
         folder = sources.model_folder(run, self.say)
         if folder is not None:
-            self.store.put_tree(folder, plans.model_prefix(run, LOCAL, plan.run_id))
+            self.store.put_tree(folder, plans.model_prefix(run, self.profile, plan.run_id))
         for channel, path in self.channels(run).items():
             if channel != "test":
-                prefix = f"s3://{LOCAL.bucket}/runs/{plan.run_id}/channels/{channel}"
+                prefix = f"s3://{self.profile.bucket}/runs/{plan.run_id}/channels/{channel}"
                 self.store.put_file(path, f"{prefix}/{path.name}")
-        self._check_disk(plans.model_prefix(run, LOCAL, plan.run_id))
-
-    def _check_disk(self, prefix: str) -> None:
-        """Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), artifact and archive."""
-        model = sum(path.stat().st_size for _, path in self.store.files(prefix))
-        need, free = 14 * model + 200_000_000, shutil.disk_usage(self.record.path).free
-        if free < need:
-            what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
-            hint = "free some, or set HARNESS_RUNS_DIR"
-            raise MissingPrerequisite(what, "checkpoints, artifact and its archive", hint)
+        model = self.store.files(plans.model_prefix(run, self.profile, plan.run_id))
+        if found := sources.disk_problems(self.record, sum(path.stat().st_size for _, path in model)):
+            raise MissingPrerequisite.of(found)
 
     def channels(self, run: RunFile) -> dict[str, Path]:
         """The data files by channel; `test` stays with the harness."""
@@ -109,8 +104,10 @@ class Direct:
         runner = TrainingRunner(
             request, self.store, folder, self.record.log, on_status, lambda job: self._save_job(vars(job)), setting
         )
-        if before.get("status") == "Completed" and self.store.path(before["model_artifacts"]).is_file():
-            return str(before["model_artifacts"])
+        if before.get("status") == "Completed":
+            with suppress(NotFound):  # deleted since: it is trained again
+                self.store.fetch(before["model_artifacts"])
+                return str(before["model_artifacts"])
         if (folder / "model" / MANIFEST).is_file():
             self.say("the model is trained; packing it")
         else:
@@ -160,7 +157,7 @@ class Direct:
         job = self.record.read_json("job.json") or {}
         if job.get("status") == "InProgress":
             self._settle_job(job)
-        for folder in (self.record.path, self.store.path(f"s3://{LOCAL.bucket}/runs/{self.record.id}")):
+        for folder in (self.record.path, self.store.path(f"s3://{self.profile.bucket}/runs/{self.record.id}")):
             for path in list(folder.rglob(".*.partial")):
                 hosting.delete_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for endpoint in list(self.endpoints()):
@@ -171,7 +168,17 @@ class Direct:
             # Started, but killed before the record had its handle.
             known = {e.name for e in self.endpoints()}
             if line["event"] == "create" and line["operation"] != "CreateModel" and line["name"] not in known:
-                executors.named(self._executor()[0]).sweep(line["name"])
+                self._sweep(line["operation"], line["name"])
+
+    def _sweep(self, operation: str, name: str) -> None:
+        """Remove the containers of an endpoint or a job; a job of several hosts has several, and a network."""
+        executor = executors.named(self._executor()[0])
+        request = self.record.read_json(f"requests/{operation}-{name}.json")
+        if operation != "CreateTrainingJob" or request is None:
+            executor.sweep(name)
+            return
+        job, log = self.record.path / "job", self.record.log
+        TrainingRunner(request, self.store, job, log, lambda *_: None, lambda _: None).sweep(executor)
 
     def _settle_job(self, job: dict[str, Any]) -> None:
         if job.get("handle"):
@@ -179,10 +186,10 @@ class Direct:
             if executors.of(handle).alive(handle):
                 self.say("training was left running; stopping it, with time for its checkpoint")
                 executors.of(handle).stop(handle, contract.TRAIN_STOP_WAIT)
-        executors.named(self._executor()[0]).sweep(job["name"])
+        self._sweep("CreateTrainingJob", job["name"])
         checkpoints = self.record.path / "job" / "checkpoints"
         if checkpoints.is_dir():
-            self.store.mirror(checkpoints, f"s3://{LOCAL.bucket}/runs/{self.record.id}/checkpoints")
+            self.store.mirror(checkpoints, f"s3://{self.profile.bucket}/runs/{self.record.id}/checkpoints")
         self._save_job({**job, "status": "Stopped", "secondary_status": "Interrupted", "handle": None})
 
     def where(self) -> tuple[str, str]:

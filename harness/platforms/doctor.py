@@ -11,11 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from harness import aws, bootstrap, engine, profile as profiles, stacks
+from harness import aws, bootstrap, engine, neuron_host, profile as profiles, stacks
 from harness.assets import djl
 from harness.errors import HarnessError, Problem
 from harness.paths import CACHE, ROOT
-from harness.platforms import neuron_host
 
 RUNS = "runs"
 """`make demo` and every run on this machine: without it nothing goes."""

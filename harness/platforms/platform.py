@@ -1,4 +1,4 @@
-"""What the steps of a run need of a platform. `direct`, `local` and `sagemaker` have this shape."""
+"""What the steps of a run need of a platform. `direct`, `local`, `ec2` and `sagemaker` have this shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from harness.plan import Deployment, Plan
 from harness.runfile import RunFile
 
-NAMES = ("local", "sagemaker")
+NAMES = ("local", "ec2", "sagemaker")
+ON_THIS_MACHINE = ("direct", "ec2")  # by direct call: containers, logs and endpoints are in the record
 OnStatus = Callable[[str, str], None]
 
 
@@ -27,7 +28,7 @@ class Platform(Protocol):
     """One run on one platform. Every method goes on where an earlier call, or a crash, left off."""
 
     here: bool
-    """Whether containers run on this machine's processor."""
+    """Whether containers compute on this machine's processor."""
 
     def check(self, run: RunFile, plan: Plan) -> None:
         """Everything that can be known before anything costs time or money; all problems at once."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from harness import assets
 from harness.assets import datasets, models
+from harness.errors import Problem
 from harness.paths import CACHE
 from harness.record import Record
 from harness.runfile import RunFile
@@ -19,6 +21,18 @@ def model_folder(run: RunFile, say: Say) -> Path | None:
     if run.model.id in assets.MODELS:
         return models.directory(assets.MODELS[run.model.id], CACHE, say)
     return Path(run.model.id) if run.model.is_directory else None
+
+
+def disk_problems(record: Record, model: int) -> list[Problem]:
+    """Whether a model of so many bytes can be trained here with the disk that is free.
+
+    Two checkpoints (each six times a bf16 model: weights and optimizer in fp32), artifact and archive.
+    """
+    need, free = 14 * model + 200_000_000, shutil.disk_usage(record.path).free
+    if free >= need:
+        return []
+    what = f"{free / 1e9:.1f} GB of disk are free, training needs up to {need / 1e9:.1f} GB"
+    return [Problem(what, "checkpoints, artifact and its archive", "free some, or set HARNESS_RUNS_DIR")]
 
 
 def channels(run: RunFile, record: Record, say: Say) -> dict[str, Path]:

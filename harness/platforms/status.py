@@ -11,6 +11,7 @@ from harness.errors import HarnessError
 from harness.executors.spec import Handle
 from harness.platforms import targets
 from harness.platforms.direct import Direct
+from harness.platforms.platform import ON_THIS_MACHINE
 from harness.record import Record
 
 
@@ -49,7 +50,7 @@ def of(record: Record) -> RunStatus:
     job = record.read_json("job.json") or {}
     target, note = targets.of(record), ""
     endpoints: tuple[EndpointStatus, ...] = ()
-    if target.platform == "direct":
+    if target.platform in ON_THIS_MACHINE:
         training, endpoints = _training_here(job), tuple(_endpoints_here(record))
     else:
         training = _word(job)

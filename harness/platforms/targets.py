@@ -39,6 +39,10 @@ def choose(platform: str, region: str = "") -> Target:
         from harness.platforms import localserver
 
         return Target("local", localserver.PROFILE)
+    if platform == "ec2":
+        from harness.platforms import ec2
+
+        return Target("ec2", ec2.profile(region))
     return Target(platform, profiles.load(region=region))
 
 
@@ -67,6 +71,10 @@ def opened(record: Record, say: Callable[[str], None], start: bool = True, execu
         from harness.platforms.sagemaker import SageMaker
 
         yield SageMaker(record, target.profile, say)
+    elif target.platform == "ec2":
+        from harness.platforms.ec2 import Ec2
+
+        yield Ec2(record, target.profile, say)
     elif target.platform == "local":
         from harness.platforms import localserver
         from harness.platforms.sagemaker import SageMaker

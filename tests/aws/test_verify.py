@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -226,3 +227,23 @@ def test_the_command_on_platform_local(tmp_path: Path) -> None:
     assert [record.id for record in records.all_records()] == []  # of this process: the command's are elsewhere
     (run,) = [p.parent for p in (tmp_path / ".runs").glob("verify-*/verify.md")]
     assert (run / "verify.md").read_text().strip() == done.stdout.strip()
+
+
+@pytest.mark.aws
+def test_a_signal_ends_the_command_with_nothing_left(tmp_path: Path) -> None:
+    command = [ROOT / ".venv" / "bin" / "harness", "verify", "--platform", "local", "--device", "cpu"]
+    env = {**os.environ, "HARNESS_RUNS_DIR": str(tmp_path / ".runs")}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line.strip())
+            if line.startswith("Training:"):
+                process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=120)
+    assert code == 128 + signal.SIGTERM, said
+    (run,) = [p.parent for p in (tmp_path / ".runs").glob("verify-*/ledger.jsonl")]
+    assert f"stopped or deleted: {run.name}" in said
+    assert f"objects of s3://local/runs/{run.name}/" in "".join(said)
+    assert "ended the local SageMaker" in said
+    assert "nothing runs on" in said[-1]

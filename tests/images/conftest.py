@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import images
+from harness.bootstrap import find_torch_wheel
 from harness.executors.spec import MARKER
 from harness.images import Build
 from tests.chain.conftest import tiny_model
@@ -32,6 +35,18 @@ def built() -> dict[str, str]:
     subprocess.run([*HARNESS, "build", "--stand-in"], cwd=ROOT, check=True, timeout=1500, stdout=subprocess.DEVNULL)
     build = Build(stand_in=True)
     return {role: build.name(role) for role in images.ROLES}
+
+
+def copy_of_sources(folder: Path) -> Path:
+    """A checkout with one line more in train/, so that its images have names of their own."""
+    if wheel := find_torch_wheel():  # looked for beside the sources, which the copy is not
+        os.environ["WHEELS"] = str(wheel.parent)
+    ignore = shutil.ignore_patterns(".git", ".venv*", ".runs", ".cache", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=ignore)
+    (folder / ".cache").symlink_to(ROOT / ".cache")
+    trainer = folder / "train" / "run_clm.py"
+    trainer.write_text(trainer.read_text() + f"# {folder}\n")
+    return folder
 
 
 def left_over() -> list[str]:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import secrets
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ACCOUNT = "123456789012"
+TLS = 0x16  # the first byte of a handshake
 INDEXES = ("application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.oci.image.index.v1+json")
 CONFIG = """version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -48,8 +50,12 @@ class Ecr:
         self.tokens: dict[str, float] = {}
         self.token_seconds = 12 * 3600.0
         self.sent = 0  # bytes from clients to the registry, heads not counted
+        self.regions: dict[str, Ecr] = {}  # whose calls another one answers
+        self.refuses_manifests = False  # as where a push breaks off when its layers have arrived
+        self.lies = False  # the API tells of another image than the one that was pushed
 
     def __enter__(self) -> Ecr:
+        assert shutil.which("docker-registry"), "docker-registry is not on PATH; Debian: apt install docker-registry"
         self.upstream = free_port()
         config = self.folder / "registry.yml"
         config.write_text(CONFIG.format(root=self.folder / "blobs", port=self.upstream))
@@ -78,6 +84,7 @@ class Ecr:
             server.server_close()
         self._registry.terminate()
         self._registry.wait(10)
+        shutil.rmtree(self.folder / "blobs", ignore_errors=True)  # pytest keeps the directories of three sessions
 
     def token(self) -> str:
         """A fresh password for user AWS."""
@@ -110,6 +117,8 @@ class Ecr:
             message = f"The repository with name '{name}' does not exist in the registry with id '{ACCOUNT}'"
             return 404, "NAME_UNKNOWN", message
         if method == "PUT" and words[kinds[-1]] == "manifests":
+            if self.refuses_manifests:
+                return 403, "DENIED", "the connection to the registry was lost"
             return self._manifest_refusal(name, words[-1], headers, body)
         return None
 
@@ -145,6 +154,8 @@ class _Proxy(socketserver.BaseRequestHandler):
             if not piece:
                 return
             data += piece
+            if data[0] == TLS:  # docker tries https first, and waits ten seconds for an answer that is none
+                return
         head, _, body = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, path, _ = first.split(" ")
@@ -191,7 +202,9 @@ class _Api(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        self.ecr: Ecr = self.server.ecr  # type: ignore[attr-defined]
+        home: Ecr = self.server.ecr  # type: ignore[attr-defined]
+        # Credential=<key>/<date>/<region>/ecr/aws4_request, ...
+        self.ecr = home.regions.get(self.headers["Authorization"].split("/")[2], home)
         operation = self.headers["X-Amz-Target"].partition(".")[2]
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         status, answer = getattr(self, f"_{operation}")(request)
@@ -240,5 +253,7 @@ class _Api(BaseHTTPRequestHandler):
             except OSError:
                 failures.append({"imageId": wanted, "failureCode": "ImageNotFound", "failureReason": "not there"})
                 continue
+            if self.ecr.lies:
+                manifest = manifest.replace(json.loads(manifest)["config"]["digest"].encode(), b"sha256:" + b"0" * 64)
             images.append({"imageId": {**wanted, "imageDigest": digest}, "imageManifest": manifest.decode()})
         return 200, {"images": images, "failures": failures}

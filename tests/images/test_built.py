@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from harness import images, stacks
 from harness.images import Build
 from tests.images import checks
-from tests.images.conftest import HARNESS, ROOT, docker
+from tests.images.conftest import HARNESS, ROOT, copy_of_sources, docker
+from tests.images.page import PAGE, page
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
@@ -28,6 +30,10 @@ def test_stacks_json_is_what_bake_prints() -> None:
 def test_an_image_is_clean(built: dict[str, str], role: str) -> None:
     assert checks.outside(built[role], role) == []
     assert checks.inside(built[role], role) == []
+
+
+def test_the_page_says_what_is_in_them(built: dict[str, str]) -> None:
+    assert PAGE.read_text() == page(built), "write it anew: python -m tests.images.page"
 
 
 def test_the_checks_see_what_is_wrong(built: dict[str, str], tmp_path: Path) -> None:
@@ -100,3 +106,36 @@ def test_a_stack_that_is_not_there_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 3
     assert "no stack sdk9" in done.stderr
+
+
+PIP = "python3 -m pip install"
+TOLD = """
+told() {
+  echo "told certificates $(cat "$PIP_CERT") mirror $PIP_INDEX_URL proxies $HTTPS_PROXY $http_proxy $NO_PROXY"
+  exit 9
+}
+"""
+
+
+def test_certificates_mirror_and_proxies_are_what_pip_gets(built: dict[str, str], tmp_path: Path) -> None:
+    """In a copy whose pip only says what it was given, and ends the build."""
+    copy = copy_of_sources(tmp_path / "copy")
+    script = copy / "containers" / "base" / "install.sh"
+    first, _, rest = script.read_text().partition("\n")
+    assert rest.count(PIP) == 3
+    script.write_text(first + TOLD + rest.replace(PIP, "told"))
+    (tmp_path / "ca.pem").write_text("the company's")
+    company = {"PIP_INDEX_URL": "https://mirror.invalid/simple", "HTTPS_PROXY": "http://proxy.invalid:1"}
+    company |= {"http_proxy": "http://proxy.invalid:2", "NO_PROXY": "localhost"}
+    done = subprocess.run(
+        [*HARNESS, "build", "--stand-in", "--ca", str(tmp_path / "ca.pem")],
+        cwd=copy,
+        env={**os.environ, **company},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 4
+    told = "told certificates the company's mirror https://mirror.invalid/simple proxies http://proxy.invalid:1"
+    assert f"{told} http://proxy.invalid:2 localhost" in done.stderr, done.stderr[-3000:]

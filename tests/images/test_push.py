@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.bootstrap import find_torch_wheel
-from tests.images.conftest import HARNESS, ROOT, docker
+from harness import profile as profiles
+from harness.profile import Profile
+from tests.images.conftest import HARNESS, ROOT, copy_of_sources, docker
 from tests.images.ecr import Ecr
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+NOISE = 3_000_000  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,9 @@ def ecr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ecr]:
         yield running
 
 
-def harness(ecr: Ecr, runs: Path, *words: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def harness(
+    ecr: Ecr, runs: Path, *words: str, root: Path = ROOT, config: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*HARNESS, *words],
         cwd=root,
@@ -35,6 +40,7 @@ def harness(ecr: Ecr, runs: Path, *words: str, root: Path = ROOT) -> subprocess.
             "AWS_ENDPOINT_URL_ECR": ecr.api,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
+            "XDG_CONFIG_HOME": str(config or runs),  # no profile but the test's
         },
         capture_output=True,
         text=True,
@@ -43,12 +49,36 @@ def harness(ecr: Ecr, runs: Path, *words: str, root: Path = ROOT) -> subprocess.
     )
 
 
+NAMES = "from harness.images import *; print(*(Build(stand_in=True).name(role) for role in ROLES))"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A checkout whose images, under the names that `harness push` looks for, are 3 MB of noise each."""
+    copy = copy_of_sources(tmp_path / "small")
+    names = subprocess.run([sys.executable, "-c", NAMES], cwd=copy, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "Dockerfile").write_text("FROM scratch\nCOPY noise /\n")
+    for name in names.split():
+        (tmp_path / "noise" / "noise").write_bytes(os.urandom(NOISE))
+        docker("build", "--quiet", "--tag", name, str(tmp_path / "noise"))
+    yield copy
+    docker("image", "rm", "--force", *names.split())
+
+
+def rows(runs: Path) -> list[dict[str, str]]:
+    """What the pushes have recorded."""
+    file = runs / "images.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 @pytest.fixture(scope="module")
 def pushed(built: dict[str, str], ecr: Ecr, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The records' directory of a push of both images."""
     runs = tmp_path_factory.mktemp("runs")
     done = harness(ecr, runs, "push", "--stand-in")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "pushing the train image: 1.5 GB unpacked; a first push sends about half of it" in done.stderr
     lines = done.stdout.split()
     recorded = json.loads((runs / "images.json").read_text())
     assert lines == [f"{row['name'].rpartition(':')[0]}@{row['digest']}" for row in recorded]
@@ -100,6 +130,77 @@ def test_no_credentials_are_left(pushed: Path, ecr: Ecr) -> None:
         assert path.is_dir() or not any(token in path.read_text() for token in ecr.tokens)
 
 
+def test_a_push_that_breaks_off_goes_on(ecr: Ecr, small: Path, tmp_path: Path) -> None:
+    ecr.refuses_manifests = True
+    try:
+        done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small)
+    finally:
+        ecr.refuses_manifests = False
+    assert done.returncode == 4
+    assert "call again to go on: layers that have arrived are not sent again" in done.stderr
+    assert rows(tmp_path / "runs") == []
+    before = ecr.sent
+    done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small)
+    assert done.returncode == 0, done.stderr
+    assert "Layer already exists" in done.stderr
+    assert ecr.sent - before < 100_000
+    assert [row["role"] for row in rows(tmp_path / "runs")] == ["train", "serve"]
+
+
+def test_a_registry_that_holds_another_image_is_not_recorded(ecr: Ecr, small: Path, tmp_path: Path) -> None:
+    ecr.lies = True
+    try:
+        done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small)
+    finally:
+        ecr.lies = False
+    assert done.returncode == 4
+    assert "does not hold what was pushed" in done.stderr
+    assert done.stdout == ""
+    assert rows(tmp_path / "runs") == []
+
+
+def test_a_second_region_gets_the_same_images(ecr: Ecr, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    words = ["push", "--stand-in", "--region", "us-west-2", "--region", "eu-west-1"]
+    with Ecr(tmp_path / "far") as far:
+        ecr.regions["eu-west-1"] = far
+        try:
+            done = harness(ecr, tmp_path / "runs", *words, root=small)
+        finally:
+            ecr.regions.clear()
+        assert done.returncode == 0, done.stderr
+        found = rows(tmp_path / "runs")
+        assert [(row["region"], row["role"]) for row in found] == [
+            (region, role) for region in ("us-west-2", "eu-west-1") for role in ("train", "serve")
+        ]
+        for row in found:
+            where = {"us-west-2": ecr, "eu-west-1": far}[row["region"]]
+            host, _, name = row["name"].partition("/")
+            assert host == where.host
+            assert where.manifest(*name.split(":"))[0] == row["digest"]
+    assert len({row["digest"] for row in found}) == 2
+
+
+def test_the_profile_says_the_regions(ecr: Ecr, small: Path, tmp_path: Path) -> None:
+    profile = Profile("123456789012", "eu-west-1", "arn:aws:iam::123456789012:role/x", "some-bucket")
+    profiles.save(profile, tmp_path / "neuron-harness" / "profile.toml")
+    done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small, config=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {row["region"] for row in rows(tmp_path / "runs")} == {"eu-west-1"}
+
+
+def test_another_image_under_the_same_tag_is_refused_with_the_way_out(ecr: Ecr, small: Path, tmp_path: Path) -> None:
+    assert harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small).returncode == 0
+    (row, _) = rows(tmp_path / "runs")
+    local = f"000000000000.dkr.ecr.us-west-2.amazonaws.com/{row['name'].partition('/')[2]}"
+    (tmp_path / "Dockerfile").write_text(f"FROM {local}\nLABEL other=1\n")
+    docker("build", "--quiet", "--tag", local, str(tmp_path))
+    done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small)
+    assert done.returncode == 3
+    assert "is there already and is another image" in done.stderr
+    assert f"use the one that is there ({row['digest']})" in done.stderr
+
+
 def logged_in(ecr: Ecr, folder: Path, token: str) -> list[str]:
     folder.mkdir(exist_ok=True)
     words = ["--config", str(folder)]
@@ -107,32 +208,40 @@ def logged_in(ecr: Ecr, folder: Path, token: str) -> list[str]:
         ["docker", *words, "login", "-u", "AWS", "--password-stdin", ecr.host],
         input=token,
         text=True,
-        check=False,
+        check=True,
         capture_output=True,
     )
     return words
 
 
-def test_the_registry_has_ecrs_manners(pushed: Path, built: dict[str, str], ecr: Ecr, tmp_path: Path) -> None:
+def refused(*words: str) -> str:
+    """What a docker call that fails has written."""
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_registry_has_ecrs_manners(ecr: Ecr, small: Path, tmp_path: Path) -> None:
     """What the push is tested against refuses what ECR refuses; otherwise these tests would show nothing."""
+    assert harness(ecr, tmp_path / "runs", "push", "--stand-in", root=small).returncode == 0
+    taken = rows(tmp_path / "runs")[0]["name"]
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
-    docker("build", "--quiet", "--tag", f"{ecr.host}/nowhere:1", str(tmp_path))
-    tag = built["train"].rpartition(":")[2]
-    docker("tag", f"{ecr.host}/nowhere:1", f"{ecr.host}/neuron-train:{tag}")
+    names = [f"{ecr.host}/nowhere:1", f"{ecr.host}/neuron-train:other", taken]
+    docker("build", "--quiet", *(word for name in names for word in ("--tag", name)), str(tmp_path))
     try:
-        assert "no basic auth" in docker("push", f"{ecr.host}/nowhere:1", check=False)
-        words = logged_in(ecr, tmp_path / "config", ecr.token())
-        assert "does not exist in the registry" in docker(*words, "push", f"{ecr.host}/nowhere:1", check=False)
-        text = docker(*words, "push", f"{ecr.host}/neuron-train:{tag}", check=False)
-        assert "cannot be overwritten because the repository is immutable" in text
+        assert "no basic auth" in refused("push", names[0])
         token = ecr.token()
-        words = logged_in(ecr, tmp_path / "late", token)
+        words = logged_in(ecr, tmp_path / "config", token)
+        assert "does not exist in the registry" in refused(*words, "push", names[0])
+        assert "cannot be overwritten because the repository is immutable" in refused(*words, "push", taken)
         ecr.tokens[token] = 0
-        assert "token has expired" in docker(*words, "push", f"{ecr.host}/neuron-train:other", check=False) or (
-            "token has expired" in docker(*words, "pull", f"{ecr.host}/neuron-train:{tag}", check=False)
-        )
+        expired = "denied: Your authorization token has expired. Reauthenticate and try again."
+        assert expired in refused(*words, "push", names[1])
+        assert expired in refused(*words, "pull", taken)
+        ecr.tokens[token] = time.time() + 60  # nothing else was wrong with that push
+        docker(*words, "push", names[1])
     finally:
-        docker("image", "rm", "--force", f"{ecr.host}/nowhere:1", f"{ecr.host}/neuron-train:{tag}")
+        docker("image", "rm", "--force", *names)
 
 
 def test_an_image_index_is_refused(pushed: Path, ecr: Ecr) -> None:
@@ -149,40 +258,20 @@ def _basic(token: str) -> str:
     return "Basic " + base64.b64encode(f"AWS:{token}".encode()).decode()
 
 
-def test_another_image_under_the_same_tag_is_refused_with_the_way_out(
-    pushed: Path, built: dict[str, str], ecr: Ecr, tmp_path: Path
-) -> None:
-    image_id = docker("image", "inspect", "--format", "{{.Id}}", built["serve"])
-    (tmp_path / "Dockerfile").write_text(f"FROM {built['serve']}\nLABEL other=1\n")
-    docker("build", "--quiet", "--tag", built["serve"], str(tmp_path))
-    try:
-        done = harness(ecr, tmp_path / "runs", "push", "--stand-in")
-    finally:
-        docker("tag", image_id, built["serve"])
-    assert done.returncode == 3
-    assert "is there already and is another image" in done.stderr
-
-
-def test_a_changed_line_is_rebuilt_and_pushed_alone(
-    pushed: Path, ecr: Ecr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_line_is_rebuilt_and_pushed_alone(pushed: Path, ecr: Ecr, tmp_path: Path) -> None:
     """In a copy of the sources: the base's layers are neither built nor sent again."""
-    if wheel := find_torch_wheel():  # looked for beside the sources, which the copy is not
-        monkeypatch.setenv("WHEELS", str(wheel.parent))
-    copy = tmp_path / "copy"
-    ignore = shutil.ignore_patterns(".git", ".venv*", ".runs", ".cache", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=ignore)
-    (copy / ".cache").symlink_to(ROOT / ".cache")
-    trainer = copy / "train" / "run_clm.py"
-    trainer.write_text(trainer.read_text() + "# one line more\n")
+    copy = copy_of_sources(tmp_path / "copy")
     begin = time.monotonic()
     done = harness(ecr, tmp_path / "runs", "build", "--stand-in", root=copy)
     seconds = time.monotonic() - begin
     assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"/install\.sh (?:train|serve)\n#\d+ CACHED", done.stderr)) == 2
     names = [line for line in done.stdout.splitlines() if line.startswith("000000000000")]
     before = ecr.sent
-    done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=copy)
+    try:
+        done = harness(ecr, tmp_path / "runs", "push", "--stand-in", root=copy)
+    finally:
+        docker("image", "rm", *names)
     assert done.returncode == 0, done.stderr[-3000:]
-    docker("image", "rm", *names)
     print(f"rebuild {seconds:.1f} s, {ecr.sent - before} bytes pushed")
     assert ecr.sent - before < 1_000_000

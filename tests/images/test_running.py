@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
@@ -142,18 +145,25 @@ def test_a_serving_container_that_is_stopped_answers_what_is_in_progress(
     started.append(handle)
     pool = ready(spec)
     assert ask(pool, 2) == 200
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(5) as threads:
         # Four requests, one worker: one is being worked on, the others wait in the server's queue.
         answers = [threads.submit(ask, pool, 100) for _ in range(4)]
         time.sleep(0.15)
         begin = time.monotonic()
-        code = executor.stop(handle, contract.SERVE_STOP_WAIT)
+        stopped = threads.submit(executor.stop, handle, contract.SERVE_STOP_WAIT)
+        later = []  # requests that come while it stops
+        while not stopped.done():
+            later.append(ask(pool, 1))
+            time.sleep(0.02)
         seconds = time.monotonic() - begin
         statuses = sorted(a.result() for a in answers)
     assert seconds < 30
-    assert code == 143
+    assert stopped.result() == 143
     assert set(statuses) <= {200, 503}, statuses
     assert 200 in statuses
+    # Answered until TERM is there, then refused, then the server has gone; never in another order.
+    assert 503 in later, later
+    assert [k for k, _ in groupby(later)] in ([200, 503], [503], [200, 503, 0], [503, 0]), later
 
 
 def test_only_8080_listens_and_the_model_is_read_only(
@@ -179,9 +189,15 @@ def test_only_8080_listens_and_the_model_is_read_only(
 def test_an_isolated_endpoint_reaches_nothing_outside(
     built: dict[str, str], tiny_model: Path, tmp_path: Path, started: list[Handle]
 ) -> None:
-    look_up = "import socket; print(socket.getaddrinfo('deb.debian.org', 80)[0][4][0])"
+    # What can be reached from an image's build, whoever's network this is: the mirror that its packages came from.
+    sources = docker(
+        "run", "--rm", built["serve"], "sh", "-c", "cat /etc/apt/sources.list /etc/apt/sources.list.d/*", check=False
+    )
+    mirror = urlsplit(next(word for word in sources.split() if word.startswith("http")))
+    host, port = mirror.hostname, mirror.port or (443 if mirror.scheme == "https" else 80)
+    look_up = f"import socket; print(socket.getaddrinfo({host!r}, {port})[0][4][0])"
     address = docker("run", "--rm", built["serve"], "python3", "-c", look_up).splitlines()[-1]
-    connect = f"import socket; socket.create_connection(({address!r}, 80), timeout=4); print('connected')"
+    connect = f"import socket; socket.create_connection(({address!r}, {port}), timeout=4); print('connected')"
     assert "connected" in docker("run", "--rm", built["serve"], "python3", "-c", connect)
     handle = executor.start(serve_spec(built["serve"], tmp_path, tiny_model))
     started.append(handle)
@@ -279,9 +295,9 @@ def test_a_start_that_fails_leaves_nothing(built: dict[str, str], tiny_model: Pa
     assert left_over() == []
 
 
-def run_harness(folder: Path, *words: str) -> subprocess.Popen[str]:
+def run_harness(folder: Path, *words: str, start: Sequence[str] = HARNESS) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*HARNESS, *words],
+        [*start, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HARNESS_RUNS_DIR": str(folder / "runs")},
         stdout=subprocess.PIPE,
@@ -329,3 +345,39 @@ def test_an_interrupted_run_leaves_nothing_and_goes_on(
     assert going_on.returncode == 0, out
     assert "step=120/120" in found[0].read_text()
     assert list((tmp_path / "runs" / run_id / "job" / "model").iterdir())
+
+
+KILLED = """
+# The command line, killed at the start of its nth container: by then the hosts' network is there.
+import os, signal
+from harness.cli.main import main
+from harness.executors import docker
+real, seen = docker._docker, []
+def counting(*words, **more):
+    seen.extend(word for word in words[:1] if word == "create")
+    if len(seen) == {nth}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*words, **more)
+docker._docker = counting
+main()
+"""
+
+
+@pytest.mark.parametrize(("nth", "left"), [(1, 1), (2, 2)])
+def test_killed_between_the_starts_of_several_hosts_it_leaves_nothing_for_long(
+    built: dict[str, str], tiny_model: Path, tmp_path: Path, nth: int, left: int
+) -> None:
+    """At the first start the network is there, at the second a container; `down` finds them, a repeat too."""
+    run_file = write_tiny_run(tiny_model, tmp_path, steps=5)
+    run_file.write_text(run_file.read_text() + "train_instance_count = 2\n")
+    words = ["train", "--executor", "docker", "tiny.toml"]
+    child = run_harness(tmp_path, *words, start=[sys.executable, "-c", KILLED.format(nth=nth)])
+    child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGKILL
+    assert len(left_over()) == left
+    run_id = next((tmp_path / "runs").glob("tiny-*")).name
+    after = run_harness(tmp_path, *(["down", run_id] if nth == 1 else ["train", run_id]))
+    out, _ = after.communicate(timeout=300)
+    assert after.returncode == 0, out
+    assert left_over() == []
+    assert len(list((tmp_path / "runs" / run_id / "logs").glob("train-algo-*.log"))) == (0 if nth == 1 else 2)

@@ -12,9 +12,12 @@ import sys
 import types
 from pathlib import Path
 
+import torch
+
 from tests.tnx import calls, double, tiny
 from tests.tnx.device import Echo
 
+AT_ONCE = 2
 # name -> (what stands in double.py, what is put there)
 MUTANTS = {
     "rows in the order of start_ids": ("len(start_ids) == slots", "len(start_ids) == -1"),
@@ -62,25 +65,43 @@ def differing(name: str, work: Path) -> list[str]:
     return sorted(group for group, outcome in double.TABLE["outcomes"].items() if found[group] != outcome)
 
 
+def start(number: int, name: str, work: Path) -> int:
+    """A process that writes which groups of calls came out in another way."""
+    folder = work / str(number)
+    folder.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            (folder / "differing.json").write_text(json.dumps(differing(name, folder)))
+            code = 0
+        except Exception as error:  # noqa: BLE001 (it is seen, too)
+            (folder / "differing.json").write_text(json.dumps([f"{type(error).__name__}: {error}"]))
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
 def main(work: Path) -> None:
-    found = {}
+    torch.set_num_threads(1)  # in each of two processes at a time
+    running: set[int] = set()
     for number, name in enumerate(MUTANTS):
-        folder = work / str(number)
-        folder.mkdir()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                (folder / "differing.json").write_text(json.dumps(differing(name, folder)))
-                code = 0
-            except Exception as error:  # noqa: BLE001 (it is seen, too)
-                (folder / "differing.json").write_text(json.dumps([f"{type(error).__name__}: {error}"]))
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitpid(pid, 0)[1] == 0, name
-        found[name] = json.loads((folder / "differing.json").read_text())
+        if len(running) == AT_ONCE:
+            _wait(running)
+        running.add(start(number, name, work))
+    while running:
+        _wait(running)
+    found = {
+        name: json.loads((work / str(number) / "differing.json").read_text()) for number, name in enumerate(MUTANTS)
+    }
     (work / "found.json").write_text(json.dumps(found))
+
+
+def _wait(running: set[int]) -> None:
+    pid, status = os.wait()
+    running.discard(pid)
+    assert status == 0, pid
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""What is broken on purpose, and which test has to be red then; docs/reference/breaks.md is made from this.
+
+A Break changes the product's source in a copy of the repository; tests/breaks/test_breaks.py runs the test there.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+POINTS = {
+    "2": "device neuron drives the real NeuronTrainer",
+    "3": "shards are put together",
+    "4": "engine neuron on transformers-neuronx",
+    "5": "one batch signature, and what divides what",
+    "6": "signature conformance",
+    "7": "harness verify",
+    "8": "docs/limits.md is complete",
+}
+
+
+@dataclass(frozen=True)
+class Break:
+    """`before` stands once in `file`; `after` is put there, and `test` fails with `says` in its output."""
+
+    point: str
+    what: str
+    file: str
+    before: str
+    after: str
+    test: str
+    says: str
+
+
+NEURON = "train/devices/neuron.py"
+ENGINE = "serve/engines/neuron.py"
+SIGNATURE = "train/signature.py"
+SHARDS = "tests/shards/test_shards.py::test_the_consolidated_model_is_the_original"
+TNX = "tests/tnx/test_engine_neuron.py::test_"
+RULES = "tests/test_signature.py::test_"
+VERSIONS = "tests/conformance/test_several_versions.py::test_a_version_lacks_what_is_declared_and_nothing_else"
+
+BREAKS = (
+    Break(
+        *("2", "batches of an accumulation are added up instead of averaged", NEURON),
+        *("self.model_accepts_loss_kwargs = False", "self.model_accepts_loss_kwargs = True"),
+        "tests/neuron/test_neuron.py::test_losses_gradients_and_rates_equal_the_cpu_devices_over_twenty_steps",
+        "loss 1: ",
+    ),
+    Break(
+        *("3", "parts are joined in the order from the last rank to the first", "train/consolidate.py"),
+        *("full = torch.cat(parts, dim=dim)", "full = torch.cat(parts[::-1], dim=dim)"),
+        f"{SHARDS}[tp2]",
+        'assert result["stored"] and result["equal"]',
+    ),
+    Break(
+        *("3", "shuffled query heads stay shuffled", "train/consolidate.py"),
+        *('if suffix in ("weight_q", "bias_q"):', 'if suffix in ("weight_q?",):'),
+        f"{SHARDS}[tp4 kv heads repeated]",
+        'assert result["stored"] and result["equal"]',
+    ),
+    Break(
+        *("4", "graphs are loaded after to_neuron", ENGINE),
+        *("        model.load(str(compiled))", "        model.to_neuron()\n        model.load(str(compiled))"),
+        f"{TNX}prepared_graphs_are_loaded_before_to_neuron_and_the_model_is_left_alone",
+        'artifacts["prepared"] == [0, few]',
+    ),
+    Break(
+        *("4", "a keyword of from_pretrained is misspelt", ENGINE),
+        *("amp=AMP[options.dtype]", "ampl=AMP[options.dtype]"),
+        f"{TNX}keywords_and_cache",
+        "KeyError: 'amp'",
+    ),
+    Break(
+        *("4", "an answer whose reader goes away keeps its slot", ENGINE),
+        *("goes away\n            self.cancel(jobs)", "goes away\n            pass"),
+        f"{TNX}slots_are_free_after_readers_left_and_the_device_failed",
+        "assert [True, False] == [False, False]",
+    ),
+    Break(
+        *("5", "only the first batch is looked at", SIGNATURE),
+        *("        if found != first:", "        if number < 1:"),
+        f"{RULES}a_shorter_last_batch_is_named",
+        "not enough values to unpack",
+    ),
+    Break(
+        *("5", "types of a batch do not count", SIGNATURE),
+        *("tuple(int(n) for n in value.shape), str(value.dtype)", 'tuple(int(n) for n in value.shape), ""'),
+        f"{RULES}another_width_type_or_key_is_a_problem_on_every_device[True]",
+        "assert 0 == 1",
+    ),
+    Break(
+        *("5", "key-value heads must be divided, not may divide", SIGNATURE),
+        *("if shared % tensor and tensor % shared:", "if shared % tensor:"),
+        f"{RULES}key_value_heads_may_be_fewer_than_cores_when_they_divide_them[8-True]",
+        "assert (",
+    ),
+    Break(
+        *("5", "the rule of the rows' length is left out", SIGNATURE),
+        *("if layout.sequence_parallel and block_size % tensor:", "if False:"),
+        f"{RULES}each_rule[config4-layout4-511-set block_size 512, or disable_sequence_parallel true]",
+        "disable_sequence_parallel true",
+    ),
+    Break(
+        *("6", "a name of optimum-neuron is misspelt", NEURON),
+        *("self.args.mp_plugin.checkpoint_dir = Path", "self.args.mp_plugins.checkpoint_dir = Path"),
+        f"{VERSIONS}[optimum-neuron 0.0.28]",
+        "mp_plugins does not exist",
+    ),
+    Break(
+        *("6", "an operation of boto3 is misspelt", "harness/platforms/resources.py"),
+        *('"stop_training_job", region', '"stop_training_jobs", region'),
+        f"{VERSIONS}[boto3 1.44.5]",
+        "sagemaker has no operation stop_training_jobs",
+    ),
+    Break(
+        *("6", "a method of DJL's is misspelt", "serve/model.py"),
+        *("inputs.is_empty", "inputs.was_empty"),
+        f"{VERSIONS}[djl_python 0.34.0]",
+        "was_empty does not exist",
+    ),
+    Break(
+        *("6", "a version is said to lack what it has", "tests/conformance/versions.toml"),
+        *('["optimum-neuron 0.1.0".missing]', '["optimum-neuron 0.1.0".missing]\n"x does not exist" = "made up"'),
+        f"{VERSIONS}[optimum-neuron 0.1.0]",
+        "declared and not so: x does not exist",
+    ),
+    Break(
+        *("7", "the cap is not looked at again before a job", "harness/platforms/verify_bench.py"),
+        *("if most > self.cap + 1e-6:", "if False:"),
+        "tests/test_verify.py::test_nothing_is_started_that_could_exceed_the_cap",
+        "DID NOT RAISE",
+    ),
+    Break(
+        *("7", "what runs is left running at the end", "harness/platforms/verify.py"),
+        *("for name in platform.down():", "for name in ():"),
+        "tests/aws/test_verify.py::test_an_interruption_stops_the_job_that_runs",
+        "stopped or deleted: ",
+    ),
+    Break(
+        *("8", "the code uses a name that limits.md does not have", NEURON),
+        *("    xm.mark_step()\n    return", "    xm.mark_step()\n    xm.wait_device_ops()\n    return"),
+        "tests/test_limits.py::test_every_neuron_touching_name_has_a_row_and_every_row_a_name",
+        "torch_xla.core.xla_model.wait_device_ops",
+    ),
+    Break(
+        *("8", "the code reads a variable that limits.md does not have", "train/launch.py"),
+        *('int(given["NEURON_RT_NUM_CORES"])', 'int(given["NEURON_RT_VIRTUAL_CORES"])'),
+        "tests/test_limits.py::test_every_neuron_touching_name_has_a_row_and_every_row_a_name",
+        "NEURON_RT_VIRTUAL_CORES",
+    ),
+)
+
+# Breaks that tests make themselves, by changing objects or files instead of the source: where they stand, the test
+# that sees them, which asserts that the comparison fails.
+INSIDE = (
+    ("2", "tests/neuron/drive.py", "break_on_purpose", "tests/neuron/test_neuron.py, one test for each"),
+    ("3", "tests/shards/test_shards.py", "REFUSED", "test_damage_is_refused_with_one_line_and_leaves_nothing"),
+    ("3", "tests/shards/test_shards.py", "UNEQUAL", "test_a_changed_layout_is_another_model"),
+    ("4", "tests/tnx/mutants.py", "MUTANTS", "test_the_table_notices_each_change_of_the_double"),
+)
+
+
+def named(file: str, name: str) -> list[str]:
+    """The names in a table of breaks: a dictionary's keys, a tuple's texts, what `mutant` is compared with."""
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            found = ast.literal_eval(node.value)
+            return list(found)
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            compared = [n for n in ast.walk(node) if isinstance(n, ast.Compare) and ast.unparse(n.left) == "mutant"]
+            values = [ast.literal_eval(n.comparators[0]) for n in compared]
+            flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+            return [v for v in dict.fromkeys(flat) if v not in ("none",)]
+    raise LookupError(f"{file}: no {name}")
+
+
+HEAD = """# What is broken on purpose
+
+Made by `make generated` from tests/breaks/table.py. `make test-neuron` makes each of these breaks and is red where a
+test does not see it. The points are those of [status](../status.md), part 3.
+"""
+
+
+def page() -> str:
+    """docs/reference/breaks.md."""
+    lines = [HEAD]
+    for point, title in POINTS.items():
+        lines += [f"## {point} {title}", ""]
+        if rows := [b for b in BREAKS if b.point == point]:
+            lines += ["| broken in the source | file | red test |", "|---|---|---|"]
+            lines += [
+                f"| {b.what} | `{b.file}` | `{b.test.split('::')[1]}` ({b.test.split('::')[0]}) |" for b in rows
+            ]
+            lines.append("")
+        for _, file, name, test in (row for row in INSIDE if row[0] == point):
+            found = named(file, name)
+            lines += [f"{len(found)} more inside the tests (`{name}` in {file}; seen by: {test}):", ""]
+            lines += [*(f"* {text}" for text in found), ""]
+    return "\n".join(lines).rstrip() + "\n"

@@ -16,7 +16,7 @@ from containers.contract import ContractError
 from harness import assets, aws, mandates
 from harness.errors import InvalidInput, Problem
 from harness.profile import Profile
-from harness.runfile import RunFile
+from harness.runfile import Compute, RunFile
 from harness.stacks import Stack
 from serve.options import ServeOptions, to_environment
 
@@ -159,14 +159,26 @@ def _training_job(
             "VolumeSizeInGB": run.compute.volume_gb,
             **mandates.volume_key(profile, run.compute.train_instance, "VolumeKmsKeyId"),
         },
-        "StoppingCondition": {
-            "MaxRuntimeInSeconds": run.compute.max_runtime_seconds,
-            "MaxPendingTimeInSeconds": run.compute.max_pending_seconds,
-        },
+        **_times(run.compute),
         "EnableNetworkIsolation": offline,
         **mandates.vpc(profile),
         **({} if offline else mandates.secrets(profile)),  # without a network there is nowhere to get them from
         "Tags": mandates.tags(profile, run_id),
+    }
+
+
+def _times(compute: Compute) -> dict[str, Any]:
+    """When the job is given up. A spot job's wait holds its run time, too: all its starts and what lies between.
+
+    https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html
+    """
+    runtime = {"MaxRuntimeInSeconds": compute.max_runtime_seconds}
+    if not compute.spot:
+        return {"StoppingCondition": {**runtime, "MaxPendingTimeInSeconds": compute.max_pending_seconds}}
+    wait = compute.max_runtime_seconds + compute.max_pending_seconds
+    return {
+        "EnableManagedSpotTraining": True,
+        "StoppingCondition": {**runtime, "MaxWaitTimeInSeconds": wait},
     }
 
 

@@ -33,6 +33,10 @@ class Profile:
     serve_region: str = ""
     """Where endpoints run, if elsewhere: the artifact is copied there."""
     serve_bucket: str = ""
+    serve_subnets: tuple[str, ...] = ()
+    serve_security_groups: tuple[str, ...] = ()
+    serve_kms_key: str = ""
+    """Networks and keys belong to one region, so endpoints elsewhere have their own."""
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     kms_key: str = ""
@@ -55,10 +59,14 @@ class Profile:
 
     @property
     def serving(self) -> Profile:
-        """This profile as endpoints see it: their region and their bucket."""
+        """This profile as endpoints see it: their region, with bucket, network and key of that region."""
         if not self.serve_region or self.serve_region == self.region:
             return self
-        return replace(self, region=self.serve_region, bucket=self.serve_bucket, serve_region="", serve_bucket="")
+        there: dict[str, Any] = {}
+        for name in ("region", "bucket", "subnets", "security_groups", "kms_key"):
+            value = getattr(self, f"serve_{name}")
+            there |= {name: value, f"serve_{name}": type(value)()}
+        return replace(self, **there)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,9 +94,11 @@ PATTERNS = {
     "bucket": (r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "a bucket's name, without s3://"),
     "serve_bucket": (r"([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?", "a bucket's name, without s3://"),
     "kms_key": (r"(arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/.+)?", "the ARN of a key"),
+    "serve_kms_key": (r"(arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/.+)?", "the ARN of a key"),
     "permissions_boundary": (r"(arn:aws[a-z-]*:iam::(aws|\d{12}):policy/.+)?", "the ARN of a policy"),
     "aws_profile": (r"[^\n]*", "a section of ~/.aws/config"),
 }
+LISTS = ("subnets", "security_groups", "serve_subnets", "serve_security_groups")
 SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:.+")
 NOT_FROM_A_FILE = ("endpoint_url",)
 
@@ -133,7 +143,7 @@ def load(file: Path | None = None, **flags: str) -> Profile:
 def _of_text(key: str, value: str) -> Any:
     """A variable or flag as the file would say it: lists by commas, tables as NAME=value by commas."""
     parts = [part.strip() for part in value.split(",") if part.strip()]
-    if key in ("subnets", "security_groups"):
+    if key in LISTS:
         return parts
     if key in ("tags", "secrets"):
         return {name: text for name, _, text in (part.partition("=") for part in parts)}
@@ -147,7 +157,7 @@ def check(raw: Mapping[str, Any]) -> list[str]:
         value = raw.get(key, "")
         if value != "" and not (isinstance(value, str) and re.fullmatch(pattern, value)):
             found.append(f"{key} = {value!r} is not {what}")
-    for key in ("subnets", "security_groups"):
+    for key in LISTS:
         value = raw.get(key, [])
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             found.append(f"{key} = {value!r} is no list of ids")
@@ -163,8 +173,26 @@ def check(raw: Mapping[str, Any]) -> list[str]:
     hours = raw.get("endpoint_hours", 8)
     if not isinstance(hours, int) or isinstance(hours, bool) or hours < 1:
         found.append(f"endpoint_hours = {hours!r} is no number of hours")
-    if raw.get("serve_region", raw.get("region")) not in ("", raw.get("region")) and not raw.get("serve_bucket"):
+    return found + _check_regions(raw)
+
+
+def _check_regions(raw: Mapping[str, Any]) -> list[str]:
+    """Buckets, networks and keys are of the region that uses them."""
+    found = []
+    region, serve_region = raw.get("region"), raw.get("serve_region") or raw.get("region")
+    for key, wanted in (("kms_key", region), ("serve_kms_key", serve_region)):
+        parts = str(raw.get(key, "")).split(":")
+        if len(parts) > 5 and parts[3] != wanted:
+            found.append(f"{key} is a key of {parts[3]}, not of {wanted}")
+    if bool(raw.get("serve_subnets")) != bool(raw.get("serve_security_groups")):
+        found.append("serve_subnets and serve_security_groups go together: a VPC needs both")
+    if serve_region == region:
+        return found
+    if not raw.get("serve_bucket"):
         found.append("serve_bucket is missing: an endpoint reads its model from a bucket of its own region")
+    for key, what in (("kms_key", "keys"), ("subnets", "subnets")):
+        if raw.get(key) and not raw.get(f"serve_{key}"):
+            found.append(f"serve_{key} is missing: {what} of {region} cannot be used in {serve_region}")
     return found
 
 

@@ -86,6 +86,8 @@ class Compute(_Strict):
     max_runtime_seconds: Annotated[int, Field(ge=60, le=28 * 24 * 3600)] = 7200
     max_pending_seconds: Annotated[int, Field(ge=1800, le=28 * 24 * 3600)] = 3600
     """How long the job may wait for an instance, at no cost. An hour: then another region is the better idea."""
+    spot: bool = False
+    """Train on spare instances: cheaper, and taken away at times; the job goes on from its checkpoint on others."""
     startup_seconds: Annotated[int, Field(ge=60, le=3600)] = 1800
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.aws import Aws
 from harness.awserrors import is_missing
-from harness.errors import HarnessError, Refused
+from harness.errors import HarnessError, NotFound, Refused
 from harness.record import Record
 
 SHA = "neuron-harness-sha256"
@@ -62,16 +62,26 @@ class Transfer:
         if there and there["ContentLength"] == size and there.get("Metadata", {}).get(SHA) == digest:
             return 0
         bucket, key = split(uri)
-        extra: dict[str, Any] = {"Bucket": bucket, "Key": key, "Metadata": {SHA: digest}, **self._encryption()}
+        extra: dict[str, Any] = {"Bucket": bucket, "Key": key, "Metadata": {SHA: digest}, **self._encryption(region)}
         if size <= PART:
             with path.open("rb") as body:
                 self.aws.call("s3", "put_object", region, Body=body, **extra)
             self.on_bytes(path.name, size, size)
             return size
-        return self._put_parts(path, uri, region, digest, extra)
 
-    def _encryption(self) -> dict[str, str]:
-        key = self.aws.profile.kms_key
+        def send(number: int, **where: Any) -> str:
+            with path.open("rb") as handle:
+                handle.seek((number - 1) * PART)
+                body = handle.read(PART)
+            return str(self.aws.call("s3", "upload_part", region, PartNumber=number, Body=body, **where)["ETag"])
+
+        self._in_parts(uri, region, digest, size, extra, send)
+        return size
+
+    def _encryption(self, region: str) -> dict[str, str]:
+        """A key encrypts in its own region alone."""
+        profile = self.aws.profile
+        key = (profile if region in ("", profile.region) else profile.serving).kms_key
         return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
 
     def head(self, uri: str, region: str = "") -> dict[str, Any] | None:
@@ -85,40 +95,32 @@ class Transfer:
             raise
         return found
 
-    def _put_parts(self, path: Path, uri: str, region: str, digest: str, extra: dict[str, Any]) -> int:
-        """The parts that are not there yet, then CompleteMultipartUpload. Raises before that if a part fails."""
+    def _in_parts(
+        self, uri: str, region: str, content: str, size: int, extra: dict[str, Any], send: Callable[..., str]
+    ) -> None:
+        """The parts that are not there yet, then CompleteMultipartUpload. Raises before that if a part fails.
+
+        `content` says what is sent: an upload of something else under this name is given up. `send(number, Bucket=,
+        Key=, UploadId=)` sends a part and returns its ETag.
+        """
         bucket, key = split(uri)
         where = {"Bucket": bucket, "Key": key}
-        upload_id, parts = self._resume(uri, region, digest)
+        upload_id, parts = self._resume(uri, region, content)
         if not upload_id:
             upload_id = str(self.aws.call("s3", "create_multipart_upload", region, **extra)["UploadId"])
-            self._remember(uri, {"id": upload_id, "sha256": digest, "region": region})
-        size = path.stat().st_size
-        count = -(-size // PART)
-        missing = [n for n in range(1, count + 1) if n not in parts]
-        done = [min(PART, size - (n - 1) * PART) for n in parts]
-
-        def send(number: int) -> tuple[int, str, int]:
-            with path.open("rb") as handle:
-                handle.seek((number - 1) * PART)
-                body = handle.read(PART)
-            answer = self.aws.call(
-                "s3", "upload_part", region, **where, PartNumber=number, UploadId=upload_id, Body=body
-            )
-            return number, str(answer["ETag"]), len(body)
-
+            self._remember(uri, {"id": upload_id, "sha256": content, "region": region})
+        missing = [n for n in range(1, -(-size // PART) + 1) if n not in parts]
         pool = ThreadPoolExecutor(THREADS)
         try:
-            for number, etag, length in pool.map(send, missing):
+            sent = pool.map(lambda number: (number, send(number, UploadId=upload_id, **where)), missing)
+            for number, etag in sent:
                 parts[number] = etag
-                done.append(length)
-                self.on_bytes(path.name, sum(done), size)
+                self.on_bytes(key.rpartition("/")[2], sum(min(PART, size - (n - 1) * PART) for n in parts), size)
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C only what is on its way is waited for
         made = {"Parts": [{"PartNumber": n, "ETag": parts[n]} for n in sorted(parts)]}
         self.aws.call("s3", "complete_multipart_upload", region, **where, UploadId=upload_id, MultipartUpload=made)
         self._remember(uri, None)
-        return size
 
     def _resume(self, uri: str, region: str, digest: str) -> tuple[str, dict[int, str]]:
         """(upload id, ETag by part) of an upload of the same content that broke off; ("", {}) where there is none."""
@@ -192,25 +194,33 @@ class Transfer:
         return len(keys)
 
     def copy(self, source: str, target: str, source_region: str, region: str) -> bool:
-        """An object from one region's bucket to another's, by S3 itself; False where it is there already."""
+        """An object from one region's bucket to another's, by S3 itself; False where it is there already.
+
+        Larger ones go in parts, and one that broke off goes on. Raises NotFound where there is no `source`.
+        """
         there, here = self.head(target, region), self.head(source, source_region)
-        etag = str((here or {}).get("ETag", "")).strip('"')
-        if (
-            there
-            and here
-            and there["ContentLength"] == here["ContentLength"]
-            and there["Metadata"].get("from") == etag
-        ):
+        if here is None:
+            raise NotFound(f"there is no {source}", "somebody has deleted it")
+        size, etag = int(here["ContentLength"]), str(here["ETag"]).strip('"')
+        if there and there["ContentLength"] == size and there.get("Metadata", {}).get("from") == etag:
             return False
         bucket, key = split(target)
-        self.aws.call(
-            "s3",
-            "copy",  # boto3's managed one: in parts where an object is larger than 5 GiB
-            region,
-            CopySource=dict(zip(("Bucket", "Key"), split(source), strict=True)),
-            Bucket=bucket,
-            Key=key,
-            ExtraArgs={"Metadata": {"from": etag}, "MetadataDirective": "REPLACE", **self._encryption()},
-            SourceClient=self.aws.client("s3", source_region),
-        )
+        extra = {"Bucket": bucket, "Key": key, "Metadata": {"from": etag}, **self._encryption(region)}
+        # Another artifact put there meanwhile is not mixed into this one.
+        origin = {"CopySource": dict(zip(("Bucket", "Key"), split(source), strict=True)), "CopySourceIfMatch": etag}
+        if size <= PART:
+            self.aws.call("s3", "copy_object", region, MetadataDirective="REPLACE", **extra, **origin)
+            return True
+
+        def send(number: int, **where: Any) -> str:
+            span = f"bytes={(number - 1) * PART}-{min(number * PART, size) - 1}"
+            more = {"PartNumber": number, "CopySourceRange": span, **where, **origin}
+            return str(self.aws.call("s3", "upload_part_copy", region, **more)["CopyPartResult"]["ETag"])
+
+        self._in_parts(target, region, etag, size, extra, send)
         return True
+
+    def remove(self, uri: str, region: str) -> None:
+        """One object; it need not be there."""
+        bucket, key = split(uri)
+        self.aws.call("s3", "delete_object", region, Bucket=bucket, Key=key)

@@ -55,7 +55,9 @@ def test_the_toml_block_is_the_ready_made_file_in_short(root: Path) -> None:
             assert value == ready[table]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/00-overview.md", "docs/limits.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/00-overview.md", "docs/limits.md", "docs/aws.md", "docs/ec2.md"]
+)
 def test_links_and_paths_exist(root: Path, name: str) -> None:
     text = (root / name).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

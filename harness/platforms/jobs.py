@@ -20,7 +20,8 @@ from harness.transfer import Transfer
 
 Say = Callable[[str], None]
 ATTEMPTS_FOR_CAPACITY = 3  # then a person decides: another instance type or region
-CAPACITY_WAIT = (30.0, 300.0)  # seconds: the first wait at most, and any wait at most; drawn at random below that
+# In polls, of 5 s on AWS: the first wait at most (30 s), and any wait at most (5 min); drawn at random below that.
+CAPACITY_WAIT = (6.0, 60.0)
 TELL_EVERY = 60.0  # seconds between two lines that say what is waited for
 
 
@@ -130,7 +131,7 @@ class Jobs:
     def _wait_for_capacity(self, refused: int) -> None:
         """Full jitter: others wait for the same instances."""
         first, most = CAPACITY_WAIT
-        wait = random.uniform(0, min(first * 2 ** (refused - 1), most))  # noqa: S311
+        wait = random.uniform(0, min(first * 2 ** (refused - 1), most)) * self.poll  # noqa: S311
         self.say(f"no capacity in {self.region}; attempt {refused + 1} of {ATTEMPTS_FOR_CAPACITY} in {wait:.0f} s")
         time.sleep(wait)
 

@@ -32,7 +32,12 @@ def check(aws: Aws, profile: Profile, run: RunFile, say: Say, stack: str = stack
         ("the network", lambda: check_network(aws, profile)),
     ]
     if profile.serving is not profile:
-        questions.append(("the serving region's bucket", lambda: check_bucket(aws, profile.serving)))
+        there = profile.serving
+        questions += [
+            ("the serving region's bucket", lambda: check_bucket(aws, there)),
+            ("the serving region's key", lambda: check_key(aws, there)),
+            ("the serving region's network", lambda: check_network(aws, there)),
+        ]
     if not profile.endpoint_url:
         questions += [
             ("the images", lambda: check_images(aws, profile, stack)),
@@ -115,7 +120,7 @@ def check_key(aws: Aws, profile: Profile) -> list[Problem]:
     if not profile.kms_key:
         return []
     try:
-        state = aws.call("kms", "describe_key", KeyId=profile.kms_key)["KeyMetadata"]["KeyState"]
+        state = aws.call("kms", "describe_key", profile.region, KeyId=profile.kms_key)["KeyMetadata"]["KeyState"]
     except HarnessError as error:
         if not is_missing(error):
             raise
@@ -128,8 +133,9 @@ def check_network(aws: Aws, profile: Profile) -> list[Problem]:
     if not profile.subnets:
         return []
     try:
-        subnets = aws.call("ec2", "describe_subnets", SubnetIds=list(profile.subnets))["Subnets"]
-        groups = aws.call("ec2", "describe_security_groups", GroupIds=list(profile.security_groups))["SecurityGroups"]
+        region, ids = profile.region, list(profile.security_groups)
+        subnets = aws.call("ec2", "describe_subnets", region, SubnetIds=list(profile.subnets))["Subnets"]
+        groups = aws.call("ec2", "describe_security_groups", region, GroupIds=ids)["SecurityGroups"]
     except Refused as error:
         if "NotFound" not in error.code:
             raise

@@ -21,11 +21,13 @@ from harness.platforms.follow import TRAINING_GROUP, Streams, endpoint_group
 from harness.platforms.jobs import Jobs, Say
 from harness.platforms.platform import OnStatus
 from harness.platforms.remote import Endpoints, RemoteEndpoint
-from harness.platforms.resources import DELETION, RUNNING_JOB, Resources
+from harness.platforms.resources import DELETION, RUNNING_JOB, Made, Resources
 from harness.profile import Profile
 from harness.record import Record
 from harness.runfile import RunFile
 from harness.transfer import Transfer, split
+
+COPY = "artifact-copy"  # in the ledger: the artifact in the serving region's bucket
 
 
 class SageMaker:
@@ -124,13 +126,18 @@ class SageMaker:
         return f"interrupted; {done}", ""
 
     def artifact_uri(self) -> str:
-        """Where the finished artifact is: in the serving region's bucket, copied there if that is another."""
+        """Where the finished artifact is: in the serving region's bucket, copied there if that is another.
+
+        The copy is what endpoints there load, also when SageMaker replaces an instance: it goes with `down`.
+        """
         uri = self.jobs.artifact_uri()
         if self.serving is self.profile:
             return uri
-        target = f"s3://{self.serving.bucket}/{split(uri)[1]}"
-        if self.transfer.copy(uri, target, self.profile.region, self.serving.region):
-            self.say(f"copied the artifact to {self.serving.region}")
+        target, region = f"s3://{self.serving.bucket}/{split(uri)[1]}", self.serving.region
+        if Made(COPY, target, region) not in self.resources.made():
+            self.record.note("create", kind=COPY, name=target, region=region)
+        if self.transfer.copy(uri, target, self.profile.region, region):
+            self.say(f"copied the artifact to {region}")
         return target
 
     def deploy(
@@ -185,7 +192,7 @@ class SageMaker:
             self.hosting.remove(endpoint.name, endpoint.region)
 
     def down(self) -> list[str]:
-        """Stop jobs, delete endpoints, configurations and models, give up unfinished uploads; then look again."""
+        """Stop jobs, delete endpoints, configurations, models and copies, give up uploads; then look again."""
         gone = []
         # Also what was deleted: a request of a killed command may have arrived after the deletion that followed it.
         made = self.resources.made(ever=True)
@@ -198,6 +205,12 @@ class SageMaker:
                     gone.append(item.name)
         self.transfer.abort_all()
         self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
+        # Last: what an endpoint that could not be deleted still loads, and what costs least.
+        for item in self.resources.made():
+            if item.kind == COPY:
+                self.transfer.remove(item.name, item.region)
+                self.record.note("deleted", kind=COPY, name=item.name, region=item.region)
+                gone.append(item.name)
         return list(dict.fromkeys(gone))
 
     def forget(self) -> None:

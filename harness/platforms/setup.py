@@ -59,6 +59,10 @@ def finish(profile: Profile, make: bool, say: Say) -> None:
         create(aws, profile, say)
     problems = preflight.check_role(aws, profile) + preflight.check_bucket(aws, profile)
     problems += preflight.check_key(aws, profile) + preflight.check_network(aws, profile)
+    if profile.serving is not profile:
+        there = profile.serving
+        problems += preflight.check_bucket(aws, there) + preflight.check_key(aws, there)
+        problems += preflight.check_network(aws, there)
     if problems:
         raise InvalidInput.of(problems)
 
@@ -124,15 +128,13 @@ def execution_policy(profile: Profile) -> dict[str, Any]:
             [f"arn:aws:logs:*:{profile.account}:log-group:/aws/sagemaker/*"],
         ),
     ]
-    if profile.subnets:
+    if profile.subnets or profile.serving.subnets:
         names = ["CreateNetworkInterface", "CreateNetworkInterfacePermission", "DeleteNetworkInterface"]
         names += ["DeleteNetworkInterfacePermission", "DescribeNetworkInterfaces", "DescribeVpcs"]
         names += ["DescribeDhcpOptions", "DescribeSubnets", "DescribeSecurityGroups"]
         statements.append(_allow([f"ec2:{name}" for name in names], ["*"]))
-    if profile.kms_key:
-        statements.append(
-            _allow(["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey", "kms:CreateGrant"], [profile.kms_key])
-        )
+    if keys := [key for key in dict.fromkeys([profile.kms_key, profile.serving.kms_key]) if key]:
+        statements.append(_allow(["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey", "kms:CreateGrant"], keys))
     if profile.secrets:
         statements.append(_allow(["secretsmanager:GetSecretValue"], sorted(profile.secrets.values())))
     return {"Version": "2012-10-17", "Statement": statements}

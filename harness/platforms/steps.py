@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import checks, evaluate, invoke, plan as plans, record as records, report, runfile, stacks
-from harness.errors import Interrupted, InvalidInput
+from harness.errors import Interrupted, InvalidInput, Problem, Refused
 from harness.estimate import cpu
 from harness.evaluate import HeldOut, Score
 from harness.plan import Deployment, Plan
@@ -83,6 +83,11 @@ def working_on(run: Run, verb: str, reporter: Reporter, executor: str = "") -> I
         except Interrupted as error:
             what, hint = platform.where()
             raise Interrupted(error.signum, what, hint or f"go on: harness {verb} {run.record.id}") from None
+        except Refused as error:
+            what, hint = platform.where()
+            if hint:  # a job goes on, whatever we may not ask any more
+                error.problems.append(Problem(what, hint=hint))
+            raise
 
 
 def train(run: Run, platform: Platform, reporter: Reporter) -> None:

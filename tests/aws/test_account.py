@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
+import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +227,7 @@ def test_no_profile_and_a_wrong_one(home: Path) -> None:
         assert any(text in line for line in lines), text
     assert "secrets.HF_TOKEN is not the ARN of a secret" in lines
     assert "hf_secret" not in str(lines), "a secret is not repeated"
-    assert len(lines) == 8
+    assert len(lines) == 9
 
 
 def test_an_endpoint_url_does_not_come_from_a_file(home: Path) -> None:
@@ -244,3 +246,38 @@ def test_init_asks_aws_for_the_account(home: Path, moto_url: str, monkeypatch: p
     assert found.bucket == "neuron-harness-123456789012-eu-west-1"
     profiles.save(found)
     assert setup.propose(None, {"bucket": "other"}).bucket == "other"
+
+
+def test_the_profile_in_the_docs_is_one(root: Path) -> None:
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", (root / "docs" / "aws.md").read_text(), re.MULTILINE | re.DOTALL)
+    raw = tomllib.loads(block)
+    assert profiles.check(raw) == []
+    assert set(raw) == {f.name for f in fields(Profile)} - set(profiles.NOT_FROM_A_FILE), "every key is there"
+
+
+def test_what_belongs_to_one_region_is_not_used_in_another() -> None:
+    key = "arn:aws:kms:{}:123456789012:key/k"
+    raw = {
+        "account": "123456789012",
+        "region": "us-west-2",
+        "role_arn": "arn:aws:iam::123456789012:role/r",
+        "bucket": "here",
+        "kms_key": key.format("us-west-2"),
+        "subnets": ["subnet-1"],
+        "security_groups": ["sg-1"],
+    }
+    assert profiles.check(raw) == []
+    elsewhere = {**raw, "serve_region": "us-east-2", "serve_bucket": "there"}
+    assert profiles.check(elsewhere) == [
+        "serve_kms_key is missing: keys of us-west-2 cannot be used in us-east-2",
+        "serve_subnets is missing: subnets of us-west-2 cannot be used in us-east-2",
+    ]
+    assert profiles.check({**raw, "kms_key": key.format("eu-west-1")}) == [
+        "kms_key is a key of eu-west-1, not of us-west-2"
+    ]
+    own = {"serve_kms_key": key.format("us-east-2"), "serve_subnets": ["subnet-2"], "serve_security_groups": ["sg-2"]}
+    assert profiles.check({**elsewhere, **own}) == []
+    serving = profiles.from_json({**elsewhere, **own}).serving
+    assert (serving.region, serving.bucket, serving.kms_key) == ("us-east-2", "there", key.format("us-east-2"))
+    assert (serving.subnets, serving.security_groups) == (("subnet-2",), ("sg-2",))
+    assert serving.serving is serving

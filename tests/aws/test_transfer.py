@@ -10,7 +10,7 @@ import pytest
 
 from harness import transfer
 from harness.aws import Aws
-from harness.errors import Refused
+from harness.errors import NotFound, Refused
 from harness.platforms.follow import TRAINING_GROUP, LogFollower, Streams
 from harness.profile import Profile
 from harness.record import Record
@@ -109,14 +109,54 @@ def test_an_artifact_is_copied_to_another_region_once(counting: Counting, record
     assert (tmp_path / "back").read_bytes() == b"model"
 
 
+@pytest.mark.parametrize("broken", ["upload_part_copy 2", "complete_multipart_upload"])
+def test_a_copy_that_broke_off_goes_on_and_a_changed_artifact_begins_anew(
+    counting: Counting, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    part = 5 * 1024 * 1024
+    monkeypatch.setattr(transfer, "PART", part)
+    monkeypatch.setattr(transfer, "THREADS", 1)
+    where = {"LocationConstraint": "eu-west-1"}
+    counting.call("s3", "create_bucket", "eu-west-1", Bucket="there", CreateBucketConfiguration=where)
+    ends = ("s3://a-bucket/out/m", "s3://there/out/m", "us-west-2", "eu-west-1")
+    (tmp_path / "m").write_bytes(b"a" * part + b"b" * part + b"tail")
+    Transfer(counting, record).upload(tmp_path / "m", "s3://a-bucket/out")
+    counting.fail_at = broken
+    with pytest.raises(Refused, match="cut off"):
+        Transfer(counting, record).copy(*ends)
+    assert Transfer(counting, record).head(ends[1], "eu-west-1") is None, "whole or not there"
+    counting.calls, counting.fail_at = [], ""
+    again = Transfer(counting, record)
+    assert again.copy(*ends)
+    assert counting.calls.count("upload_part_copy") <= (2 if broken.startswith("upload") else 0), "part 1 was there"
+    again.download(ends[1], tmp_path / "back", "eu-west-1")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "m").read_bytes()
+    assert not again.copy(*ends), "unchanged"
+    (tmp_path / "m").write_bytes(b"c" * (2 * part + 4))  # of the same size
+    again.upload(tmp_path / "m", "s3://a-bucket/out")
+    assert again.copy(*ends)
+    again.download(ends[1], tmp_path / "back", "eu-west-1")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "m").read_bytes()
+    with pytest.raises(NotFound, match="there is no s3://a-bucket/gone"):
+        again.copy("s3://a-bucket/gone", *ends[1:])
+
+
 def test_objects_are_encrypted_with_the_profiles_key(profile: Profile, record: Record, tmp_path: Path) -> None:
-    key = Aws(profile).call("kms", "create_key")["KeyMetadata"]["Arn"]
+    keys = [Aws(profile).call("kms", "create_key", r)["KeyMetadata"]["Arn"] for r in ("us-west-2", "eu-west-1")]
+    where = {"LocationConstraint": "eu-west-1"}
+    Aws(profile).call("s3", "create_bucket", "eu-west-1", Bucket="there", CreateBucketConfiguration=where)
     (tmp_path / "a").write_text("1")
-    sender = Transfer(Aws(replace(profile, kms_key=key)), record)
+    there = {"serve_region": "eu-west-1", "serve_bucket": "there", "serve_kms_key": keys[1]}
+    sender = Transfer(Aws(replace(profile, kms_key=keys[0], **there)), record)
     sender.upload(tmp_path / "a", "s3://a-bucket/k")
-    head = sender.head("s3://a-bucket/k/a")
-    assert head is not None
-    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)
+    sender.copy("s3://a-bucket/k/a", "s3://there/k/a", "us-west-2", "eu-west-1")
+    for uri, region, key in (
+        ("s3://a-bucket/k/a", "us-west-2", keys[0]),
+        ("s3://there/k/a", "eu-west-1", keys[1]),
+    ):
+        head = sender.head(uri, region)
+        assert head is not None
+        assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------

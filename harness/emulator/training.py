@@ -66,7 +66,8 @@ class TrainingRunner:
                 return self.end("Failed", f"ClientError: Data download failed: {error}")
             except (NotStarted, MissingPrerequisite) as error:
                 self._remove()
-                return self.end("Failed", f"AlgorithmError: the container did not start: {error}")
+                why = "; ".join(filter(None, (error.problems[0].what, error.problems[0].why)))
+                return self.end("Failed", f"AlgorithmError: the container did not start: {why}")
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise

@@ -195,7 +195,7 @@ def pairs(words: list[str]) -> list[tuple[str, str]]:
 
 def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: 0)
-    monkeypatch.setattr(docker, "memory_limit", lambda: 30 << 30)
+    monkeypatch.setattr("harness.executors.dockercreate.memory_limit", lambda: 30 << 30)
     host = neuron_host.Host(("/dev/neuron0", "/dev/neuron1"), ("/dev/infiniband/uverbs0",), "2.18")
     spec = training(tmp_path, "ml.trn1.2xlarge", TRAINING_JOB_NAME="job")
     words = docker.arguments(neuron.with_cores(spec, host, range(2, 4)))

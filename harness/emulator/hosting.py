@@ -17,6 +17,7 @@ import psutil
 import urllib3
 
 from containers import contract
+from containers.artifact import unpack
 from containers.contract import Paths
 from harness import executors
 from harness.emulator.state import ObjectStore
@@ -112,7 +113,7 @@ def load_model_data(source: dict[str, Any], store: ObjectStore, target: Path) ->
     target.mkdir(parents=True, exist_ok=True)
     if source["CompressionType"] == "Gzip":
         with tarfile.open(store.fetch(source["S3Uri"]), "r:gz") as tar:
-            tar.extractall(target, filter="data")
+            unpack(tar, target)
     else:
         store.download(source["S3Uri"], target)
     for path in [*target.rglob("*"), target]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from containers.artifact import unpack
 from harness.awserrors import is_capacity
 from harness.errors import JobFailed, NotFound
 from harness.interrupts import shielded
@@ -173,7 +174,7 @@ class Jobs:
             archive, partial = folder.with_name(f".{folder.name}.tar.gz"), folder.with_name(f".{folder.name}.partial")
             self.transfer.download(uri, archive, self.region)
             with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(partial, filter="data")
+                unpack(tar, partial)
             archive.unlink()
             partial.rename(folder)
         return folder

@@ -164,7 +164,7 @@ def _module(
     request["AlgorithmSpecification"] = {
         "TrainingImage": {"placeholder": image},
         "TrainingInputMode": "File",
-        "ContainerArguments": ["python", "-m", module],
+        "ContainerArguments": ["python3", "-m", module],
     }
     del request["HyperParameters"], request["InputDataConfig"]
     request["Environment"] = environment or {}

@@ -266,7 +266,7 @@ def test_hosts_of_a_job_find_each_other_by_name(built: dict[str, str], tmp_path:
 def test_what_needs_more_than_its_memory_is_killed(
     built: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Handle]
 ) -> None:
-    monkeypatch.setattr(executor, "memory_limit", lambda: 200_000_000)
+    monkeypatch.setattr("harness.executors.dockercreate.memory_limit", lambda: 200_000_000)
     paths = Paths(tmp_path)
     (paths.base / "input").mkdir()
     program = paths.base / "input" / "eat"

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from harness.aws import Aws
+from harness.emulator.control import Server
 from harness.platforms import setup
 from harness.profile import Profile
 from harness.record import Record
+from tests.emulator.conftest import client, server
+from tests.emulator.requests import Requests
 
+__all__ = ["server"]  # a fixture
 ACCOUNT = "123456789012"
 
 
@@ -53,3 +57,11 @@ def record(tmp_path: Path) -> Record:
     found = Record("x-20260101-000000-abcd", tmp_path / "x-20260101-000000-abcd")
     found.path.mkdir()
     return found
+
+
+@pytest.fixture
+def requests(server: Server) -> Iterator[Requests]:
+    """To the local SageMaker that tests/emulator has, too; its answers are held against botocore at the end."""
+    made = Requests(server, client)
+    yield made
+    made.close()

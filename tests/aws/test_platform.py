@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,10 @@ from harness.platforms import ending, jobs, resources
 from harness.platforms.sagemaker import SageMaker
 from harness.profile import LOCAL
 from harness.record import Record
-from tests.emulator.conftest import client, start
 from tests.emulator.requests import IMAGE, ROLE, Requests
 
 pytestmark = pytest.mark.emulator
 GOOD = "(B/'model'/'w').write_text('w'); (B/'output/data/metrics.jsonl').write_text('{}'); print('step=1/1 loss=0.5')"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    state = tmp_path_factory.mktemp("local-sagemaker")
-    yield start(state)
-    control.down(state)
-
-
-@pytest.fixture
-def requests(server: Server) -> Requests:
-    return Requests(server, client)
 
 
 @pytest.fixture

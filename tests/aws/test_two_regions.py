@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.aws import Aws
-from harness.emulator import control
 from harness.emulator.control import Server
 from harness.errors import Interrupted, InvalidInput
 from harness.plan import Deployment
@@ -19,20 +17,13 @@ from harness.profile import LOCAL, Profile
 from harness.record import Record
 from harness.registry import Pushed, record as record_push
 from tests.aws.test_platform import GOOD, deployment, tags
-from tests.emulator.conftest import client, start
+from tests.emulator.conftest import client
 from tests.emulator.requests import Requests
 
 pytestmark = pytest.mark.emulator
 HERE, THERE = "us-west-2", "us-east-2"
 MODEL = "(B/'model'/'config.json').write_text('{}'); (B/'model'/'model.safetensors').write_bytes(os.urandom(99)); "
 MODEL += "(B/'model'/'tokenizer.json').write_text('{}'); "
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    state = tmp_path_factory.mktemp("two-regions")
-    yield start(state)
-    control.down(state)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from harness import record as records
-from harness.emulator import control
 from harness.emulator.control import Server
 from harness.errors import Interrupted
 from harness.platforms import jobs as remote_jobs, resources, steps, verify, verify_report, verify_steps
@@ -26,7 +25,6 @@ from harness.platforms.sagemaker import SageMaker
 from harness.platforms.verify_bench import FAILED, NOT_RUN, PASSED, Bench, Budget
 from harness.platforms.verify_jobs import Jobs
 from harness.profile import LOCAL
-from tests.emulator.conftest import client, start
 from tests.emulator.requests import IMAGE, Requests
 from tests.test_verify import COUNTS, FALLING, HOST, rows
 
@@ -54,20 +52,6 @@ CODE = {
     "prepare": f"{MODEL}; {GRAPHS}",
     "logits": WRITE.format("logits.json", json.dumps(LOGITS)),
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    state = tmp_path_factory.mktemp("local-sagemaker")
-    yield start(state)
-    control.down(state)
-
-
-@pytest.fixture
-def requests(server: Server) -> Iterator[Requests]:
-    made = Requests(server, client)
-    yield made
-    made.close()
 
 
 class Case:

@@ -18,6 +18,9 @@ from containers.contract import Paths, Resources, read_training_input
 CORES_PER_DEVICE = 2  # Trainium 1 and Inferentia 2; optimum-neuron 0.0.28 counts so, too (utils/cache_utils.py)
 PRECOMPILE_ENV = "RUN_NEURON_PARALLEL_COMPILE"  # the name SageMaker's training toolkit knows it by
 EXTRACT_ENV = "NEURON_EXTRACT_GRAPHS_ONLY"  # set by neuron_parallel_compile for its trial run
+# Of one core, operations a second: Trainium 1 has 190 TFLOPS in bf16 and 47.5 in fp32 on two
+# (https://aws.amazon.com/machine-learning/trainium/, AWS Neuron documentation, trn1 architecture).
+PEAK_FLOPS = {"bf16": 95e12, "fp32": 23.75e12}
 RENDEZVOUS_PORT = 41000  # as in AWS's multi-node examples
 
 # name -> (value, source). Flags of NEURON_CC_FLAGS are added to what the user gave; everything else is a default.

@@ -65,10 +65,7 @@ def main(argv: list[str]) -> int:
     trainer, watchdog = _trainer(device, model, training_args, run_args, (train_rows, eval_rows, flops), stop)
     _check_signature(device, trainer, data_args.block_size)
     started = time.monotonic()
-    try:
-        result = trainer.train(resume_from_checkpoint=resume_from)
-    except failure.TrainingError as error:
-        raise failure.TrainingError(f"{error}; {checkpoint.newest(output_dir)}") from error
+    result = _trained(trainer, resume_from, output_dir)
     if stop.stopped(trainer.state):
         return 128 + stop.signum
     if device.compiling_only():
@@ -159,6 +156,16 @@ def _check_signature(device: ModuleType, trainer: Any, block_size: int) -> None:
         loaders["validation"] = trainer.get_eval_dataloader()
     layout = signature.Layout.of(trainer.args, device.STATIC_SHAPES)
     signature.check(layout, trainer.model.config, block_size, len(trainer.train_dataset), loaders)
+
+
+def _trained(trainer: Any, resume_from: str | None, output_dir: Path) -> Any:
+    """trainer.train(); what goes wrong in it names the checkpoint that is left."""
+    from train.checkpoint import newest
+
+    try:
+        return trainer.train(resume_from_checkpoint=resume_from)
+    except failure.TrainingError as error:
+        raise failure.TrainingError(f"{error}; {newest(output_dir)}") from error
 
 
 def _export(model: Any, tokenizer: Any, run: RunArguments, manifest: Manifest, output_dir: Path) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
-from containers import rows
-from containers.artifact import ArtifactError, check_model_directory
+from containers import model_dir, rows
 from containers.contract import RESERVED_ARGUMENTS
 from harness import assets, aws, runfile
 from harness.errors import InvalidInput, Problem, did_you_mean
 from harness.runfile import RunFile, Scalar
-from harness.stacks import Stack, train_options
+from harness.stacks import Stack, known_models, train_options
 from serve import options as serve_options
 
 # Set by the plan from [model] and [data], so a run file must not say them a second time.
@@ -45,7 +44,8 @@ def load(path: Path, stack: Stack, measured: bool = False) -> RunFile:
 
 def all_of(run: RunFile, stack: Stack) -> list[Problem]:
     """What is wrong with `run`; empty where nothing is."""
-    return check_train(run, stack) + check_serve(run) + check_instances(run) + check_sources(run) + check_files(run)
+    found = check_train(run, stack) + check_serve(run) + check_instances(run)
+    return found + check_sources(run, stack) + check_files(run)
 
 
 def check_measurable(run: RunFile) -> list[Problem]:
@@ -64,31 +64,38 @@ def check_files(run: RunFile) -> list[Problem]:
     """Every row of the data files: file, line, reason."""
     problems = []
     for name in ("train", "validation", "test"):
-        path = Path(getattr(run.data, name) or "")
-        if path.is_file():
-            found = list(_file_problems(path, name, run.data.labels))
-            problems += found[:SHOWN_PER_FILE]
-            if len(found) > SHOWN_PER_FILE:
-                problems.append(Problem(f"{path}: {len(found) - SHOWN_PER_FILE} more lines like these"))
+        sources = [Path(source) for source in _sources(run, name) if not source.startswith("s3://")]
+        found: dict[Path, list[Problem]] = {}
+        for path, problem in _row_problems(sources, name, run):
+            found.setdefault(path, []).append(problem)
+        for path, of_file in found.items():
+            problems += of_file[:SHOWN_PER_FILE]
+            if len(of_file) > SHOWN_PER_FILE:
+                problems.append(Problem(f"{path}: {len(of_file) - SHOWN_PER_FILE} more lines like these"))
     return problems
 
 
-def _file_problems(path: Path, channel: str, labels: dict[str, str] | None) -> Iterator[Problem]:
-    words = {word.strip() for word in (labels or {}).values()}
-    count = 0
-    for number, row in rows.read(path):
-        count += 1
-        if isinstance(row, str):
-            yield Problem(f"{path} line {number}: {row}")
-        elif channel == "test" and "completion" not in row:
-            yield Problem(f"{path} line {number}: the test channel needs prompt and completion")
-        elif channel == "test" and words and row["completion"].strip() not in words:
-            told = ", ".join(sorted(words))
-            yield Problem(
-                f"{path} line {number}: completion {row['completion'][:40]!r} is none of the labels ({told})"
-            )
-    if count == 0:
-        yield Problem(f"{path}: no rows", hint="one JSON object per line")
+def _sources(run: RunFile, channel: str) -> list[str]:
+    """What a channel's data is given as: files, directories, prefixes in S3."""
+    given = getattr(run.data, channel)
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def _row_problems(sources: list[Path], channel: str, run: RunFile) -> Iterator[tuple[Path, Problem]]:
+    words = {word.strip() for word in (run.data.labels or {}).values()}
+    try:
+        for row in rows.read(sources, rows.Reading(run.data.columns or {}, run.data.format)):
+            where = f"{row.file} {row.where}".rstrip()
+            if isinstance(row, rows.Bad):
+                yield row.file, Problem(f"{where}: {row.what}", hint=row.hint)
+            elif channel == "test" and "completion" not in row.values:
+                yield row.file, Problem(f"{where}: the test channel needs prompt and completion")
+            elif channel == "test" and words and row.values["completion"].strip() not in words:
+                told = ", ".join(sorted(words))
+                said = row.values["completion"][:40]
+                yield row.file, Problem(f"{where}: completion {said!r} is none of the labels ({told})")
+    except rows.RowsError as error:
+        yield Path(), Problem(f"data.{channel} = {error}", hint=error.hint)
 
 
 def check_train(run: RunFile, stack: Stack) -> list[Problem]:
@@ -182,12 +189,15 @@ def check_instances(run: RunFile) -> list[Problem]:
     return problems
 
 
-def check_sources(run: RunFile) -> list[Problem]:
+def check_sources(run: RunFile, stack: Stack) -> list[Problem]:
     """An id is an asset or has the form of a hub id."""
     problems: list[Problem] = []
     sources = [("data.id", run.data.id, list(assets.DATA_SETS))]
     if run.model.is_directory:
-        problems += _model_problems(Path(run.model.id))
+        problems += [
+            Problem(f"model.id: {found.what}", found.why, found.hint)
+            for found in model_dir.check(Path(run.model.id), known_models(stack.name))
+        ]
     else:
         sources.insert(0, ("model.id", run.model.id, list(assets.MODELS)))
     for key, value, known in sources:
@@ -202,16 +212,4 @@ def check_sources(run: RunFile) -> list[Problem]:
             problems.append(Problem(f"data.labels must name the classes {', '.join(wanted.classes)}"))
         if run.data.prompt is not None and run.data.prompt.count("{text}") != 1:
             problems.append(Problem("data.prompt must contain {text} once, where the example goes"))
-    return problems + [
-        Problem(f"data.{name} = {path}: no such file")
-        for name in ("train", "validation", "test")
-        if (path := getattr(run.data, name)) is not None and not Path(path).is_file()
-    ]
-
-
-def _model_problems(folder: Path) -> list[Problem]:
-    try:
-        check_model_directory(folder)
-    except ArtifactError as error:
-        return [Problem(f"model.id: {error}")]
-    return []
+    return problems

@@ -6,11 +6,13 @@ TrainingArguments come from transformers itself (the device picks the class), so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import List, Optional
+
+from containers.rows import FORMATS
 
 # HfArgumentParser reads the annotations of Python 3.10 dataclasses; "X | None" works there, but its help prints
 # Optional[...] nicely, and so does run_clm.
-# ruff: noqa: UP045
+# ruff: noqa: UP006, UP035, UP045
 
 
 @dataclass
@@ -24,15 +26,45 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which data, and how it becomes rows of one fixed length."""
+    """Which data, and how it becomes rows of one fixed length. Formats and files: containers/rows.py."""
 
-    train_file: Optional[str] = field(default=None, metadata={"help": "A .jsonl file: prompt/completion or text."})
-    validation_file: Optional[str] = field(default=None, metadata={"help": "The same, for the evaluation loss."})
-    dataset_name: Optional[str] = field(default=None, metadata={"help": "A hub data set instead of a file."})
+    train_file: Optional[List[str]] = field(default=None, metadata={"help": "Files or directories of rows."})
+    validation_file: Optional[List[str]] = field(
+        default=None, metadata={"help": "The same, for the evaluation loss."}
+    )
+    dataset_name: Optional[str] = field(default=None, metadata={"help": "A hub data set instead of files."})
     dataset_config_name: Optional[str] = field(default=None, metadata={"help": "Its configuration."})
     block_size: int = field(default=512, metadata={"help": "Tokens per row; every row is padded to it."})
     max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use only the first N rows."})
     max_eval_samples: Optional[int] = field(default=None, metadata={"help": "The same for the evaluation."})
+    data_format: Optional[str] = field(
+        default=None, metadata={"help": "Format of the rows; without it by the first row.", "choices": list(FORMATS)}
+    )
+    data_columns: Optional[str] = field(
+        default=None, metadata={"help": 'Columns by other names, as JSON: {"prompt": "question"}.'}
+    )
+    train_on: str = field(
+        default="completions",
+        metadata={
+            "help": "completions: loss on completions and turns of the assistant; all: on everything.",
+            "choices": ["completions", "all"],
+        },
+    )
+    chat_template: Optional[str] = field(
+        default=None, metadata={"help": "Instead of the model's own: chatml, a file, or the template itself."}
+    )
+    too_long: str = field(
+        default="drop",
+        metadata={
+            "help": "Examples longer than block_size (texts are split): drop, or truncate at their end.",
+            "choices": ["drop", "truncate"],
+        },
+    )
+    packing: bool = field(default=False, metadata={"help": "Several whole examples in a row, kept apart."})
+    validation_split_percentage: Optional[int] = field(
+        default=None, metadata={"help": "Take this part of the training data for validation, where there is none."}
+    )
+    validation_split_seed: int = field(default=0, metadata={"help": "Which examples it takes."})
 
 
 @dataclass

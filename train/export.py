@@ -38,7 +38,7 @@ def export(model: Any, tokenizer: Any, folder: Path, manifest: Manifest, output:
 
     partial = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    if hasattr(model, "merge_and_unload"):
+    if lora.is_wrapped(model):
         lora.save_adapter(model, partial / lora.ADAPTER, manifest.base_model)
         model = lora.merged(model)
     model.config.use_cache = True

@@ -91,6 +91,11 @@ def wrap(model: Any, lora: LoraArguments, get_peft_model: Callable[..., Any]) ->
     return wrapped, trained
 
 
+def is_wrapped(model: Any) -> bool:
+    """Whether this is PEFT's model around transformers'."""
+    return hasattr(model, "merge_and_unload")
+
+
 def save_adapter(model: Any, folder: Path, base_model: str) -> None:
     """adapter_model.safetensors and adapter_config.json in `folder`, which names the model it belongs to."""
     model = copy.copy(model)

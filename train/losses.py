@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from train.data import IGNORED
+from train import packing
+from train.packing import IGNORED
 
 # model_type of configurations whose loss is cross entropy over head(decoder(tokens)) and nothing else:
 # tests/chain/own_loss.py compares loss and gradients of each with model.forward's. Families that scale or cap their
@@ -67,8 +68,8 @@ def narrowed(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def decoder_states(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
     """Hidden states of shape (rows, columns, hidden) that the output layer makes logits from."""
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
-    return causal_model(model).base_model(**inputs)[0]
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", STEP_TOKENS)}
+    return causal_model(model).base_model(**packing.attention(inputs, model.dtype))[0]
 
 
 def summed_loss(model: Any, batch: Mapping[str, Any], divisor: Any = 1, smoothing: float = 0.0) -> torch.Tensor:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from train.data import IGNORED
 from train.losses import STEP_TOKENS
+from train.packing import IGNORED
 
 
 def label_counts(rows: Any) -> np.ndarray[Any, Any]:

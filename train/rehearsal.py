@@ -1,59 +1,24 @@
 """Nothing is first tried at the end: what the end of a job needs is done once, in small, before the first step.
 
 The export's own calls write the model's configuration, generation configuration, tokenizer and one row of each weight
-beside where the artifact will be, and the disks are asked for room. What is wrong is repaired with a printed line, or
-refused while nothing is paid for.
+beside where the artifact will be, and the disks are asked for room. What is wrong is refused while nothing is paid
+for; train/endings.py has repaired the generation configuration before.
 """
 
 from __future__ import annotations
 
-import copy
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from train.failure import ArgumentError
 
-# Of generation_config.json: what has an effect only where tokens are drawn. transformers 4.48 refuses to save them
-# without do_sample, which Llama-2-chat's file had (https://github.com/huggingface/transformers/issues/29988).
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 EXPORTED_BYTES = 2  # a parameter in bf16
 # Weights in fp32 and two moments of AdamW, in a checkpoint.
 CHECKPOINT_BYTES = 12
 SPARE = 64 << 20  # bytes: tokenizer, configuration, logs
-
-
-def repair_generation_config(model: Any) -> list[str]:
-    """Make model.generation_config one that can be saved; a line for each thing that was changed."""
-    config = model.generation_config
-    if config is None or not (why := _not_savable(config)):
-        return []
-    default = GenerationConfig()
-    drawn = [name for name in SAMPLING if getattr(config, name, None) not in (None, getattr(default, name, None))]
-    if drawn and not config.do_sample:
-        repaired = copy.deepcopy(config)
-        repaired.do_sample = True
-        if not _not_savable(repaired):
-            model.generation_config = repaired
-            return [f"generation_config.json sets {', '.join(drawn)} without do_sample: do_sample is set to true"]
-    kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**kept)
-    return [f"generation_config.json cannot be saved ({why}): only its token ids are kept"]
-
-
-def _not_savable(config: GenerationConfig) -> str:
-    """Why save_pretrained would refuse it, in one line; "" where it would not."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            config.validate()
-    except ValueError as error:
-        return str(error).splitlines()[0]
-    return str(caught[0].message).splitlines()[0] if caught else ""
 
 
 def rehearse(model: Any, tokenizer: Any, folder: Path) -> None:

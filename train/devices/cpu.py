@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from train import best, hosts, lora
+from train import best, hosts, lora, packing
 from train.arguments import LoraArguments
 from train.devices.ignored import HELP, NeuronFlags, given
 from train.health import require_finite, require_finite_weights
@@ -123,7 +123,7 @@ class AnswerLossTrainer(Trainer):
         rows, batch = self.train_dataset, self.args.train_batch_size
         lengths = None
         if self.args.group_by_length:
-            lengths = [int(rows[i]["attention_mask"].sum()) for i in range(len(rows))]
+            lengths = rows.lengths.tolist()
         order = EpochSampler(len(rows), lengths, batch, self.args.seed)
         workers = self.workers
         step_rows = batch * self.args.gradient_accumulation_steps * workers.size
@@ -218,7 +218,7 @@ class AnswerLossTrainer(Trainer):
         """The losses of all labels of a batch, added up and divided."""
         if self.own_loss:
             return summed_loss(model, inputs, divisor, smoothing)
-        outputs = model(**inputs)
+        outputs = model(**packing.attention(inputs, model.dtype))
         loss = self.label_smoother(outputs, inputs["labels"], shift_labels=True) if smoothing else outputs.loss
         return loss * (label_count(inputs["labels"]) / divisor)
 
@@ -254,12 +254,10 @@ def number_format(arguments: Any) -> str:
 
 def work(trainer: Any, rows: Any, flops: float) -> Work:
     """What a step does; the processor's peak is a matrix product's speed in this number format, measured now."""
-    arguments = trainer.args
-    positions = arguments.train_batch_size * arguments.gradient_accumulation_steps * trainer.workers.size
-    columns = len(rows[0]["input_ids"])
-    filled = rows.tokens / (len(rows) * columns)
+    arguments, workers = trainer.args, trainer.workers
+    positions = arguments.train_batch_size * arguments.gradient_accumulation_steps * workers.size * rows.block_size
     peak = peak_flops(torch.bfloat16 if arguments.number_format == "bf16" else torch.float32)
-    return Work(positions * columns * filled, positions * columns, flops, peak * trainer.workers.size)
+    return Work(positions * rows.filled, positions, flops, peak * workers.size)
 
 
 def peak_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
@@ -278,12 +276,13 @@ def finished(trainer: Any) -> Any:
 
     The weights are those of the best checkpoint where one is asked for (train/best.py).
     """
-    if trainer.workers.rank != 0:
+    workers, masters = trainer.workers, trainer.masters
+    if workers.rank != 0:
         return None
     if chosen := best.checkpoint_of(trainer):
         trainer._load_from_checkpoint(str(chosen))
-    elif trainer.masters is not None:
-        trainer.masters.into_model()
+    elif masters is not None:
+        masters.into_model()
     return trainer.model
 
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from transformers import AutoModelForCausalLM, Trainer
 
-from train import best, lora
+from train import best, lora, packing
 from train.arguments import LoraArguments
 from train.consolidate import consolidate
 from train.data import IGNORED
@@ -228,7 +228,7 @@ class StaticTrainer(NeuronTrainer):
     ) -> Any:
         from neuronx_distributed.parallel_layers import parallel_state
 
-        inputs = dict(inputs)
+        inputs = packing.attention(dict(inputs), next(model.parameters()).dtype)
         tokens = inputs.pop(STEP_TOKENS, None)
         if return_outputs:
             return self._evaluation_loss(model, inputs)
@@ -308,10 +308,9 @@ def work(trainer: Any, rows: Any, flops: float) -> Work:
     """What a step does on all cores of the job."""
     arguments = trainer.args
     layout = Layout.of(arguments, STATIC_SHAPES)
-    positions = layout.batch * layout.accumulation * layout.data * len(rows[0]["input_ids"])
-    filled = rows.tokens / (len(rows) * len(rows[0]["input_ids"]))
+    positions = layout.batch * layout.accumulation * layout.data * rows.block_size
     peak = PEAK_FLOPS["bf16" if arguments.bf16 else "fp32"] * (layout.world or 1)
-    return Work(positions * filled, positions, flops, peak)
+    return Work(positions * rows.filled, positions, flops, peak)
 
 
 def finished(trainer: Any) -> Any:

@@ -163,6 +163,32 @@ def _read_json(path: Path, found: list[Finding]) -> dict[str, Any] | None:
     return dict(value)
 
 
+def fits(folder: Path, values: Mapping[str, Any]) -> list[Finding]:
+    """What of a run's flags the model in `folder` cannot do; empty where config.json is broken: `check` says so."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return list(unfit(config, values)) if isinstance(config, dict) else []
+
+
+def unfit(config: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Finding]:
+    """What of a run's flags a model of this configuration cannot do."""
+    block, longest = values.get("block_size", 512), config.get("max_position_embeddings")
+    if isinstance(block, int) and isinstance(longest, int) and block > longest:
+        yield Finding(f"block_size {block} exceeds the model's {longest} positions", hint=f"set block_size {longest}")
+    if values.get("packing") is not True:
+        return
+    kind = config.get("model_type")
+    if kind not in PACKED_FAMILIES:
+        known = ", ".join(PACKED_FAMILIES)
+        yield Finding(f"packing is not shown to be right for model type {kind}", hint=f"it is for {known}")
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if isinstance(block, int) and isinstance(window, int) and block > window:
+        why = "the mask of packed rows has no window"
+        yield Finding(f"packing with block_size {block} above the model's sliding window {window}", why)
+
+
 # -- config.json -----------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +364,8 @@ def _header(path: Path, found: list[Finding]) -> dict[str, dict[str, Any]] | Non
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             text = handle.read(length) if 0 < length <= _MAX_HEADER else b""
     except OSError as error:
-        found.append(Finding(f"{path.name}: cannot be read ({error.strerror})", hint="download it again"))
+        if _there(path, found):
+            found.append(Finding(f"{path.name}: cannot be read ({error.strerror})", hint="download it again"))
         return None
     problem = ""
     header: Any = None

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from containers.artifact import Manifest, sha256_of
 from train import failure
-from train.arguments import DataArguments, ModelArguments, RunArguments
-from train.channels import check_rows, data_files, load_rows, load_tokenizer
+from train.arguments import ArgumentError, DataArguments, ModelArguments, RunArguments, parse
+from train.channels import check_model, check_rows, data_files, load_rows, load_tokenizer
 from train.data import DataError
 from train.launch import start_workers
 
@@ -23,7 +23,6 @@ from train.launch import start_workers
 def main(argv: list[str]) -> int:
     # -- arguments ---------------------------------------------------------------------------------------------
     from transformers import (
-        HfArgumentParser,
         default_data_collator,
         set_seed,
     )
@@ -35,13 +34,14 @@ def main(argv: list[str]) -> int:
 
     device_name = argv[argv.index("--device") + 1] if "--device" in argv else RunArguments.device
     device = load(device_name)
-    parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments, device.ARGUMENTS))
-    model_args, data_args, run_args, training_args = parser.parse_args_into_dataclasses(argv)
+    groups = (ModelArguments, DataArguments, RunArguments, device.ARGUMENTS)
+    model_args, data_args, run_args, training_args = parse(argv, groups)
     training_args, reason = device.adapt(training_args)
     print(f"device {device_name}: {reason}", flush=True)
     set_seed(training_args.seed)
 
     # -- data --------------------------------------------------------------------------------------------------
+    check_model(model_args.model_name_or_path)
     hub = {"revision": model_args.model_revision, "token": model_args.token}
     tokenizer = load_tokenizer(model_args.model_name_or_path, data_args.chat_template, **hub)
     data = load_rows(data_args, tokenizer, hub_token=model_args.token)
@@ -119,7 +119,7 @@ def guarded(argv: list[str]) -> int:
     try:
         return main(argv)
     except Exception as error:
-        expected = isinstance(error, DataError) or type(error).__name__ == "CheckpointError"
+        expected = isinstance(error, (ArgumentError, DataError)) or type(error).__name__ == "CheckpointError"
         failure.leave(error, 3 if expected else 1)
         if not expected:
             raise

@@ -64,7 +64,7 @@ NOT_HERE = {
     "use_liger_kernel": "its kernels are for GPUs",
     "torchdynamo": "use device cpu's own compilation",
     "use_mps_device": "there is no such device",
-    "async_save": "a checkpoint would be marked as complete before its files are written",
+    "async_save": "it goes on training before a checkpoint's files are written, and that would count as complete",
 }
 # What other trainers call it, and flags of run_clm that ours has no use for: name -> hint.
 ELSEWHERE = {

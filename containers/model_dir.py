@@ -17,19 +17,8 @@ from pathlib import Path
 from typing import Any
 
 # Families whose losses in packed rows are shown to equal those of single ones (tests/chain/test_packing.py).
-PACKED_FAMILIES: tuple[str, ...] = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "gemma",
-    "gemma2",
-    "phi",
-    "phi3",
-    "granite",
-    "olmo",
-    "olmo2",
-)
-PACKED_FAMILIES += ("olmo", "olmo2", "stablelm", "cohere", "cohere2", "starcoder2")
+PACKED_FAMILIES: tuple[str, ...] = ("llama", "mistral", "qwen2", "gemma", "gemma2", "phi", "phi3", "granite", "olmo")
+PACKED_FAMILIES += ("olmo2", "stablelm", "cohere", "cohere2", "starcoder2")
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", *_INDEXES[:1], "pytorch_model.bin", *_INDEXES[1:])
@@ -161,6 +150,16 @@ def _read_json(path: Path, found: list[Finding]) -> dict[str, Any] | None:
         found.append(Finding(f"{path.name}: {problem}", hint=hint))
         return None
     return dict(value)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the model has a chat template: in tokenizer_config.json, or beside it as transformers 5 writes."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def fits(folder: Path, values: Mapping[str, Any]) -> list[Finding]:
@@ -300,6 +299,18 @@ def _tokenizer(
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every tensor of a directory's safetensors files by name, for a directory that `check` has nothing against."""
+    found: list[Finding] = []
+    index = folder / _INDEXES[0]
+    if (folder / _WEIGHTS[0]).is_file():
+        return _header(folder / _WEIGHTS[0], found) or {}
+    if not index.is_file():
+        return {}
+    raw = _read_json(index, found) or {}
+    return _shards(folder, index.name, raw.get("weight_map", {}), found)
 
 
 def _weights(folder: Path, config: Mapping[str, Any] | None) -> Iterator[Finding]:

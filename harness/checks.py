@@ -70,13 +70,23 @@ def check_files(run: RunFile) -> list[Problem]:
     for name in ("train", "validation", "test"):
         sources = [Path(source) for source in _sources(run, name) if not source.startswith("s3://")]
         found: dict[Path, list[Problem]] = {}
-        for path, problem in _row_problems(sources, name, run):
+        reading = rows.Reading(run.data.columns or {}, run.data.format)
+        for path, problem in _row_problems(sources, name, run, reading):
             found.setdefault(path, []).append(problem)
         for path, of_file in found.items():
             problems += of_file[:SHOWN_PER_FILE]
             if len(of_file) > SHOWN_PER_FILE:
                 problems.append(Problem(f"{path}: {len(of_file) - SHOWN_PER_FILE} more lines like these"))
+        if reading.format in ("messages", "sharegpt") and not _has_template(run):
+            hint = 'set data.chat_template, for example "chatml"'
+            problems.append(Problem(f"data.{name} holds chats, and the model has no chat template", hint=hint))
     return problems
+
+
+def _has_template(run: RunFile) -> bool:
+    """Of a hub id nothing is known here; the job says it."""
+    given = run.data.chat_template or run.train.get("chat_template")
+    return bool(given) or not run.model.is_directory or model_dir.has_chat_template(Path(run.model.id))
 
 
 def _sources(run: RunFile, channel: str) -> list[str]:
@@ -85,10 +95,12 @@ def _sources(run: RunFile, channel: str) -> list[str]:
     return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
-def _row_problems(sources: list[Path], channel: str, run: RunFile) -> Iterator[tuple[Path, Problem]]:
+def _row_problems(
+    sources: list[Path], channel: str, run: RunFile, reading: rows.Reading
+) -> Iterator[tuple[Path, Problem]]:
     words = {word.strip() for word in (run.data.labels or {}).values()}
     try:
-        for row in rows.read(sources, rows.Reading(run.data.columns or {}, run.data.format)):
+        for row in rows.read(sources, reading):
             where = f"{row.file} {row.where}".rstrip()
             if isinstance(row, rows.Bad):
                 yield row.file, Problem(f"{where}: {row.what}", hint=row.hint)

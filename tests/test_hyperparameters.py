@@ -61,7 +61,7 @@ def found(values: dict[str, Any], has_validation: bool | None = True) -> list[st
         ({"auto_find_batch_size": True}, "every batch size is a graph of its own"),
         ({"do_predict": True}, "the trainer does not predict"),
         ({"do_train": False}, "the trainer trains"),
-        ({"async_save": True}, "a checkpoint would be marked as complete"),
+        ({"async_save": True}, "goes on training before a checkpoint's files are written"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "needs eval_strategy"),
         (
             {"load_best_model_at_end": True, "save_strategy": "steps"},

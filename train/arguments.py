@@ -24,6 +24,9 @@ class ModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "A model directory or a Hugging Face hub id."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    allow_missing_weights: bool = field(
+        default=False, metadata={"help": "Train although weights are in none of the model's files: they are random."}
+    )
     token: Optional[str] = field(default=None, metadata={"help": "Hub token, for gated models."})
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from containers import model_dir, rows
 from containers.rows import Reading, Row, RowsError
+from train import weights
 from train.arguments import DataArguments
 from train.data import DataError, Options, Prepared, chosen_template, from_files, from_hub, outside, prepare
 
 OPTIONS = Path(__file__).parent / "options"
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, allow_missing_weights: bool = False) -> None:
     """Raises DataError with everything that is wrong with a model directory; a hub id is transformers' to check."""
     import transformers
 
@@ -26,6 +27,8 @@ def check_model(name: str) -> None:
         known = model_dir.Known.of(json.loads(file.read_text(encoding="utf-8")))
         if known.transformers == transformers.__version__ and (found := model_dir.check(Path(name), known)):
             raise DataError("\n".join(str(finding) for finding in found))
+    if not allow_missing_weights and (lines := weights.problems(Path(name))):
+        raise DataError("\n".join(lines))
 
 
 def load_tokenizer(name: str, template: str | None, **hub: Any) -> Any:
@@ -41,6 +44,8 @@ def load_tokenizer(name: str, template: str | None, **hub: Any) -> Any:
         tokenizer.chat_template = chosen_template(template)
     elif not tokenizer.chat_template and beside.is_file():
         tokenizer.chat_template = beside.read_text(encoding="utf-8")
+    elif not tokenizer.chat_template and beside.with_suffix(".json").is_file():
+        tokenizer.chat_template = json.loads(beside.with_suffix(".json").read_text(encoding="utf-8"))["chat_template"]
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from train import failure
 from train.arguments import ArgumentError, DataArguments, ModelArguments, RunArguments, parse
 from train.channels import check_model, check_rows, data_files, load_rows, load_tokenizer
 from train.data import DataError
-from train.launch import start_workers
+from train.launch import device_of, start_workers
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from train.export import export, versions
     from train.metrics import MetricsCallback
 
-    device_name = argv[argv.index("--device") + 1] if "--device" in argv else RunArguments.device
+    device_name = device_of(argv)
     device = load(device_name)
     groups = (ModelArguments, DataArguments, RunArguments, device.ARGUMENTS)
     model_args, data_args, run_args, training_args = parse(argv, groups)
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     set_seed(training_args.seed)
 
     # -- data --------------------------------------------------------------------------------------------------
-    check_model(model_args.model_name_or_path)
+    check_model(model_args.model_name_or_path, model_args.allow_missing_weights)
     hub = {"revision": model_args.model_revision, "token": model_args.token}
     tokenizer = load_tokenizer(model_args.model_name_or_path, data_args.chat_template, **hub)
     data = load_rows(data_args, tokenizer, hub_token=model_args.token)

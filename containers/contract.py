@@ -149,9 +149,11 @@ def to_argv(hyperparameters: Mapping[str, str]) -> list[str]:
     """
     argv = []
     for key in sorted(hyperparameters):
-        argv.append(f"--{key}")
-        if hyperparameters[key] != "":
-            argv.append(hyperparameters[key])
+        value = hyperparameters[key]
+        if value.startswith("-"):  # -1e-5 would be taken for another flag
+            argv.append(f"--{key}={value}")
+        else:
+            argv += [f"--{key}", value] if value != "" else [f"--{key}"]
     return argv
 
 

@@ -17,19 +17,8 @@ from pathlib import Path
 from typing import Any
 
 # Families whose losses in packed rows are shown to equal those of single ones (tests/chain/test_packing.py).
-PACKED_FAMILIES: tuple[str, ...] = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "gemma",
-    "gemma2",
-    "phi",
-    "phi3",
-    "granite",
-    "olmo",
-    "olmo2",
-)
-PACKED_FAMILIES += ("olmo", "olmo2", "stablelm", "cohere", "cohere2", "starcoder2")
+PACKED_FAMILIES: tuple[str, ...] = ("llama", "mistral", "qwen2", "gemma", "gemma2", "phi", "phi3", "granite", "olmo")
+PACKED_FAMILIES += ("olmo2", "stablelm", "cohere", "cohere2", "starcoder2")
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("model.safetensors", *_INDEXES[:1], "pytorch_model.bin", *_INDEXES[1:])
@@ -163,6 +152,42 @@ def _read_json(path: Path, found: list[Finding]) -> dict[str, Any] | None:
     return dict(value)
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether the model has a chat template: in tokenizer_config.json, or beside it as transformers 5 writes."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def fits(folder: Path, values: Mapping[str, Any]) -> list[Finding]:
+    """What of a run's flags the model in `folder` cannot do; empty where config.json is broken: `check` says so."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return list(unfit(config, values)) if isinstance(config, dict) else []
+
+
+def unfit(config: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Finding]:
+    """What of a run's flags a model of this configuration cannot do."""
+    block, longest = values.get("block_size", 512), config.get("max_position_embeddings")
+    if isinstance(block, int) and isinstance(longest, int) and block > longest:
+        yield Finding(f"block_size {block} exceeds the model's {longest} positions", hint=f"set block_size {longest}")
+    if values.get("packing") is not True:
+        return
+    kind = config.get("model_type")
+    if kind not in PACKED_FAMILIES:
+        known = ", ".join(PACKED_FAMILIES)
+        yield Finding(f"packing is not shown to be right for model type {kind}", hint=f"it is for {known}")
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if isinstance(block, int) and isinstance(window, int) and block > window:
+        why = "the mask of packed rows has no window"
+        yield Finding(f"packing with block_size {block} above the model's sliding window {window}", why)
+
+
 # -- config.json -----------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +301,18 @@ def _tokenizer(
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
+def tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every tensor of a directory's safetensors files by name, for a directory that `check` has nothing against."""
+    found: list[Finding] = []
+    index = folder / _INDEXES[0]
+    if (folder / _WEIGHTS[0]).is_file():
+        return _header(folder / _WEIGHTS[0], found) or {}
+    if not index.is_file():
+        return {}
+    raw = _read_json(index, found) or {}
+    return _shards(folder, index.name, raw.get("weight_map", {}), found)
+
+
 def _weights(folder: Path, config: Mapping[str, Any] | None) -> Iterator[Finding]:
     if not any((folder / name).is_file() or (folder / name).is_symlink() for name in _WEIGHTS):
         parts = sorted(p.name for p in folder.glob("*.safetensors"))
@@ -338,7 +375,8 @@ def _header(path: Path, found: list[Finding]) -> dict[str, dict[str, Any]] | Non
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             text = handle.read(length) if 0 < length <= _MAX_HEADER else b""
     except OSError as error:
-        found.append(Finding(f"{path.name}: cannot be read ({error.strerror})", hint="download it again"))
+        if _there(path, found):
+            found.append(Finding(f"{path.name}: cannot be read ({error.strerror})", hint="download it again"))
         return None
     problem = ""
     header: Any = None

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
-from containers import model_dir, rows
+from containers import hyperparameters, model_dir, rows
 from containers.contract import RESERVED_ARGUMENTS
+from containers.model_dir import Finding
 from harness import assets, aws, runfile
 from harness.errors import InvalidInput, Problem, did_you_mean
 from harness.runfile import RunFile, Scalar
@@ -22,6 +23,9 @@ PLANNED = (
     "train_file",
     "validation_file",
     "dataset_name",
+    "data_format",
+    "data_columns",
+    "validation_split_seed",
     "stack",
     "base_model",
 )
@@ -66,13 +70,23 @@ def check_files(run: RunFile) -> list[Problem]:
     for name in ("train", "validation", "test"):
         sources = [Path(source) for source in _sources(run, name) if not source.startswith("s3://")]
         found: dict[Path, list[Problem]] = {}
-        for path, problem in _row_problems(sources, name, run):
+        reading = rows.Reading(run.data.columns or {}, run.data.format)
+        for path, problem in _row_problems(sources, name, run, reading):
             found.setdefault(path, []).append(problem)
         for path, of_file in found.items():
             problems += of_file[:SHOWN_PER_FILE]
             if len(of_file) > SHOWN_PER_FILE:
                 problems.append(Problem(f"{path}: {len(of_file) - SHOWN_PER_FILE} more lines like these"))
+        if reading.format in ("messages", "sharegpt") and not _has_template(run):
+            hint = 'set data.chat_template, for example "chatml"'
+            problems.append(Problem(f"data.{name} holds chats, and the model has no chat template", hint=hint))
     return problems
+
+
+def _has_template(run: RunFile) -> bool:
+    """Of a hub id nothing is known here; the job says it."""
+    given = run.data.chat_template or run.train.get("chat_template")
+    return bool(given) or not run.model.is_directory or model_dir.has_chat_template(Path(run.model.id))
 
 
 def _sources(run: RunFile, channel: str) -> list[str]:
@@ -81,10 +95,12 @@ def _sources(run: RunFile, channel: str) -> list[str]:
     return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
-def _row_problems(sources: list[Path], channel: str, run: RunFile) -> Iterator[tuple[Path, Problem]]:
+def _row_problems(
+    sources: list[Path], channel: str, run: RunFile, reading: rows.Reading
+) -> Iterator[tuple[Path, Problem]]:
     words = {word.strip() for word in (run.data.labels or {}).values()}
     try:
-        for row in rows.read(sources, rows.Reading(run.data.columns or {}, run.data.format)):
+        for row in rows.read(sources, reading):
             where = f"{row.file} {row.where}".rstrip()
             if isinstance(row, rows.Bad):
                 yield row.file, Problem(f"{where}: {row.what}", hint=row.hint)
@@ -101,19 +117,45 @@ def _row_problems(sources: list[Path], channel: str, run: RunFile) -> Iterator[t
 def check_train(run: RunFile, stack: Stack) -> list[Problem]:
     """Unknown flags, flags that belong to the plan, and values of the wrong type."""
     known = train_options(stack.name)
+    problems = [_train_problem(finding) for finding in hyperparameters.secrets(run.train)]
+    secret = {name for name in run.train if any(p.what.startswith(f"train.{name} is a secret") for p in problems)}
     settable = [name for name in known if name not in (*RESERVED_ARGUMENTS, *PLANNED)]
-    problems = []
+    right = {}
     for name, value in run.train.items():
+        if name in secret:
+            continue
         if name in RESERVED_ARGUMENTS:
             problems.append(Problem(f"train.{name} is set by the container", hint="remove it"))
         elif name in PLANNED:
             problems.append(Problem(f"train.{name} comes from [model] and [data]", hint="remove it"))
         elif name not in known:
-            hint = did_you_mean(name, settable)
-            problems.append(Problem(f"train.{name} is no flag of run_clm in stack {stack.name}", hint=hint))
+            problems.append(_train_problem(hyperparameters.unknown(name, settable)))
+        elif name in DATA and getattr(run.data, name) is not None:
+            problems.append(Problem(f"train.{name} is in [data], too", hint="remove one of them"))
         elif not _fits(known[name]["type"], value):
             problems.append(Problem(f"train.{name} = {value!r} is no {_plain(known[name]['type'])}"))
-    return problems + _contradictions(run)
+        else:
+            right[name] = value
+    found = hyperparameters.check(right, known, _has_validation(run))
+    return problems + [_train_problem(finding) for finding in found] + _contradictions(run)
+
+
+# Flags of the trainer that [data] has as well.
+DATA = ("train_on", "too_long", "chat_template", "validation_split_percentage")
+
+
+def _train_problem(finding: Finding) -> Problem:
+    return Problem(f"train.{finding.what}", finding.why, finding.hint)
+
+
+def _has_validation(run: RunFile) -> bool | None:
+    """Whether there is data for an evaluation; a hub data set may have a split for it."""
+    given = (
+        run.data.validation or run.data.validation_split_percentage or run.train.get("validation_split_percentage")
+    )
+    if given or run.data.id in assets.DATA_SETS:
+        return True
+    return None if run.data.id is not None else False
 
 
 def _fits(kind: str, value: Scalar) -> bool:
@@ -147,8 +189,6 @@ def _contradictions(run: RunFile) -> list[Problem]:
                 "raise serve.n_positions or lower train.block_size",
             )
         )
-    if run.train.get("bf16") is True and run.train.get("fp16") is True:
-        problems.append(Problem("train.bf16 and train.fp16 exclude each other", hint="keep bf16 on Trainium"))
     if run.train.get("load_best_model_at_end") is True and run.train.get("save_strategy", "no") == "no":
         problems.append(Problem("train.load_best_model_at_end needs train.save_strategy"))
     return problems
@@ -194,10 +234,12 @@ def check_sources(run: RunFile, stack: Stack) -> list[Problem]:
     problems: list[Problem] = []
     sources = [("data.id", run.data.id, list(assets.DATA_SETS))]
     if run.model.is_directory:
+        folder = Path(run.model.id)
         problems += [
             Problem(f"model.id: {found.what}", found.why, found.hint)
-            for found in model_dir.check(Path(run.model.id), known_models(stack.name))
+            for found in model_dir.check(folder, known_models(stack.name))
         ]
+        problems += [_train_problem(found) for found in model_dir.fits(folder, run.train)]
     else:
         sources.insert(0, ("model.id", run.model.id, list(assets.MODELS)))
     for key, value, known in sources:

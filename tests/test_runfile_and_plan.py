@@ -98,7 +98,7 @@ train_instance = "ml.trn1.xlarge"
     )
     text = "\n".join(told)
     for part in (
-        'train.learnin_rate is no flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
+        'train.learnin_rate is no flag of this trainer |   hint: did you mean "learning_rate"?',
         "train.bf16 = 3 is no true or false",
         "train.output_dir is set by the container",
         'serve.n_position is no option of the handler |   hint: did you mean "n_positions"?',

@@ -133,13 +133,9 @@ def test_loss_is_taken_on_the_assistants_turns_and_their_ends() -> None:
     words.chat_template = "x"
     data = made(rows_of([{"messages": CHAT}], "messages"), words, block_size=40)
     said = "<turn>system be kind[/turn]\n<turn>user hi[/turn]\n<turn>assistant hello you[/turn]\n"
-    said += "<turn>user bye[/turn]\n<turn>assistant bye bye[/turn]\n</s>"
-    whole, trained = text_of(words, data.train)
-    assert whole.replace("\n", "") == said.replace("\n", "")
-    assert trained == " hello you[/turn] bye bye[/turn]</s>".replace(" hello", "hello").replace("] bye", "]bye") or (
-        trained == " hello you[/turn] bye bye[/turn]</s>"
-    )
-    assert data.ends == (1,), "the line break after the last turn stands between it and the end"
+    said += "<turn>user bye[/turn]\n<turn>assistant bye bye[/turn]</s>"
+    assert text_of(words, data.train) == (said, " hello you[/turn] bye bye[/turn]</s>")
+    assert data.ends == (1, 3), "generation has to stop at the end of a turn, too"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +258,9 @@ def test_turns_that_end_with_another_token_than_the_sequence_are_reported() -> N
     data = made(rows_of([{"messages": CHAT[1:3]}], "messages"), words, block_size=20)
     assert text_of(words, data.train)[0].endswith("[/turn]</s>")
     assert data.ends == (1, 3)
+    assert made(examples([("a", " b[/turn]")] * 20), words).ends == (1, 3), "written by the user"
+    assert made(examples([("a", " b[/turn]"), ("a", " b")]), words).ends == (1,), "by chance"
+    assert made(examples([("a", " b<s>")]), words).ends == (1,)
 
 
 def test_tokenizers_that_cannot_be_used() -> None:

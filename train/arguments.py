@@ -5,9 +5,12 @@ TrainingArguments come from transformers itself (the device picks the class), so
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import List, Optional
+import dataclasses
+import enum
+from dataclasses import MISSING, dataclass, field
+from typing import Any, List, Optional, get_args, get_type_hints
 
+from containers import hyperparameters
 from containers.rows import FORMATS
 
 # HfArgumentParser reads the annotations of Python 3.10 dataclasses; "X | None" works there, but its help prints
@@ -21,6 +24,9 @@ class ModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "A model directory or a Hugging Face hub id."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    allow_missing_weights: bool = field(
+        default=False, metadata={"help": "Train although weights are in none of the model's files: they are random."}
+    )
     token: Optional[str] = field(default=None, metadata={"help": "Hub token, for gated models."})
 
 
@@ -98,3 +104,108 @@ class RunArguments:
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "By how much an evaluation has to be better to count."}
     )
+
+
+class ArgumentError(ValueError):
+    """The command line cannot be run; every problem, one a line."""
+
+
+def parse(argv: list[str], groups: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The command line as data classes. Raises ArgumentError with everything that is wrong with it.
+
+    As argparse, but: all problems at once, names are never shortened (`--num_train` would be num_train_epochs), and a
+    value may begin with a dash in both `--learning_rate -1e-5` and `--learning_rate=-1e-5`.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(groups, allow_abbrev=False)
+    options = _options(groups)
+    words, problems = _words(argv, options)
+    values: dict[str, Any] = {}
+    for name, given in words.items():
+        if "List" in options[name]["type"] and len(given) != 1:
+            continue
+        values[name], problem = hyperparameters.parsed(options[name]["type"], given[0] if given else "")
+        if problem:
+            problems.append(f"{name} = {given[0]!r} is not {problem}")
+            del values[name]
+    problems += [
+        f"{field_.name} is missing: {field_.metadata['help']}"
+        for group in groups
+        for field_ in dataclasses.fields(group)
+        if field_.init
+        and field_.default is MISSING
+        and field_.default_factory is MISSING
+        and field_.name not in words
+    ]
+    has_validation = bool({"validation_file", "dataset_name", "validation_split_percentage"} & set(words))
+    problems += [str(finding) for finding in hyperparameters.check(values, options, has_validation)]
+    problems += _twice(words)
+    if problems:
+        raise ArgumentError("\n".join(problems))
+    line = [
+        word
+        for name, given in words.items()
+        for word in ([f"--{name}={given[0]}"] if len(given) == 1 else [f"--{name}", *given])
+    ]
+    return tuple(parser.parse_args_into_dataclasses(line))
+
+
+def _options(groups: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
+    """Type, default and choices of every flag, as train/options has them for the harness."""
+    out: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        kinds = get_type_hints(group)
+        for field_ in dataclasses.fields(group):
+            if not field_.init:
+                continue
+            default = None if field_.default is MISSING else getattr(field_.default, "value", field_.default)
+            kind = kinds[field_.name]
+            out[field_.name] = {
+                "type": getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind).replace("typing.", ""),
+                "default": str(default),
+            }
+            parts = [p for p in (kind, *get_args(kind)) if isinstance(p, type) and issubclass(p, enum.Enum)]
+            if choices := field_.metadata.get("choices") or [m.value for part in parts for m in part]:
+                out[field_.name]["choices"] = [str(choice) for choice in choices]
+    return out
+
+
+def _words(argv: list[str], options: dict[str, dict[str, Any]]) -> tuple[dict[str, list[str]], list[str]]:
+    """(flag -> its words, what is wrong with the line)."""
+    found: dict[str, list[str]] = {}
+    problems: list[str] = []
+    current: list[str] | None = None
+    for word in argv:
+        if not word.startswith("--"):
+            if current is None:
+                problems.append(f"{word}: a flag expected, --name value")
+            else:
+                current.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        current = [value] if equals else []
+        if name in found:
+            problems.append(f"{name} is given twice")
+        elif name in options:
+            found[name] = current
+        else:
+            problems.append(str(hyperparameters.unknown(name, list(options))))
+    for name in list(found):
+        several = "List" in options[name]["type"]
+        if (len(found[name]) > 1 and not several) or (not found[name] and "bool" not in options[name]["type"]):
+            count = len(found[name])
+            problems.append(f"{name} needs {'a value' if not count else f'one value, not {count}'}")
+            del found[name]
+    return found, problems
+
+
+def _twice(words: dict[str, list[str]]) -> list[str]:
+    """Sources of data of which only one can be meant."""
+    out = []
+    if "train_file" in words and "dataset_name" in words:
+        out.append("train_file and dataset_name are both given: leave one of them out")
+    if "validation_file" in words and "validation_split_percentage" in words:
+        out.append("validation_file and validation_split_percentage are both given: leave one of them out")
+    return out

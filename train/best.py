@@ -12,27 +12,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from train.checkpoint import is_sealed
-from train.failure import ArgumentError
 
 
-def take_over(arguments: Any) -> None:
-    """Keep load_best_model_at_end's meaning, and keep transformers from doing it."""
-    arguments.keep_best = bool(arguments.load_best_model_at_end)
-    arguments.load_best_model_at_end = False
-
-
-def check(run: Any, training: Any, evaluates: bool) -> None:
-    """Raises ArgumentError for an early end that could never come. Names the metric where nobody did."""
-    if run.early_stopping_patience < 0 or run.early_stopping_threshold < 0:
-        raise ArgumentError("early_stopping_patience and early_stopping_threshold must be 0 or more")
-    if not run.early_stopping_patience:
-        return
-    strategy = getattr(training.eval_strategy, "value", training.eval_strategy)
-    if not evaluates or strategy == "no":
-        raise ArgumentError(
-            "early_stopping_patience needs evaluations: give validation data, eval_strategy steps and eval_steps"
-        )
-    if training.metric_for_best_model is None:
+def take_over(run: Any, training: Any) -> None:
+    """Keep load_best_model_at_end's meaning, keep transformers from doing it, and name the metric of an early end."""
+    training.keep_best = bool(training.load_best_model_at_end)
+    training.load_best_model_at_end = False
+    if run.early_stopping_patience and training.metric_for_best_model is None:
         training.metric_for_best_model, training.greater_is_better = "loss", False
 
 

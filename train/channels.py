@@ -8,11 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from containers import rows
-from containers.model_dir import PACKED_FAMILIES
+from containers import model_dir, rows
 from containers.rows import Reading, Row, RowsError
+from train import weights
 from train.arguments import DataArguments
 from train.data import DataError, Options, Prepared, chosen_template, from_files, from_hub, outside, prepare
+
+OPTIONS = Path(__file__).parent / "options"
+
+
+def check_model(name: str, allow_missing_weights: bool = False) -> None:
+    """Raises DataError with everything that is wrong with a model directory; a hub id is transformers' to check."""
+    import transformers
+
+    if not Path(name).is_dir():
+        return
+    for file in OPTIONS.glob("*-models.json"):
+        known = model_dir.Known.of(json.loads(file.read_text(encoding="utf-8")))
+        if known.transformers == transformers.__version__ and (found := model_dir.check(Path(name), known)):
+            raise DataError("\n".join(str(finding) for finding in found))
+    if not allow_missing_weights and (lines := weights.problems(Path(name))):
+        raise DataError("\n".join(lines))
 
 
 def load_tokenizer(name: str, template: str | None, **hub: Any) -> Any:
@@ -28,6 +44,8 @@ def load_tokenizer(name: str, template: str | None, **hub: Any) -> Any:
         tokenizer.chat_template = chosen_template(template)
     elif not tokenizer.chat_template and beside.is_file():
         tokenizer.chat_template = beside.read_text(encoding="utf-8")
+    elif not tokenizer.chat_template and beside.with_suffix(".json").is_file():
+        tokenizer.chat_template = json.loads(beside.with_suffix(".json").read_text(encoding="utf-8"))["chat_template"]
     return tokenizer
 
 
@@ -105,12 +123,7 @@ def _hub(
 def check_rows(data: Prepared, config: Any) -> None:
     """Raises DataError where this model cannot be trained on these rows."""
     problems = [outside(part, config.vocab_size) for part in (data.train, data.validation) if part is not None]
-    if data.train.apart:
-        if config.model_type not in PACKED_FAMILIES:
-            known = ", ".join(PACKED_FAMILIES)
-            problems.append(f"packing: not shown to be right for model type {config.model_type}; it is for {known}")
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        if window and data.train.block_size > window:
-            problems.append(f"packing: block_size {data.train.block_size} is more than the sliding window, {window}")
+    flags = {"block_size": data.train.block_size, "packing": data.train.apart}
+    problems += [str(finding) for finding in model_dir.unfit(config.to_dict(), flags)]
     if found := [problem for problem in problems if problem]:
         raise DataError("\n".join(dict.fromkeys(found)))

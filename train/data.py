@@ -7,6 +7,7 @@ out by train/packing.py.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def tokenise(
 def _tokenise(
     found: Iterable[Row], encoder: Encoder, apply: Any, options: Options, store: Store
 ) -> tuple[Counts, set[int]]:
-    counts, ends = Counts(), set[int]()
+    counts, ends = Counts(), Counter[int]()
     begun = False  # a document that goes on in the next piece
     for batch in batches(found):
         counts.format = counts.format or batch[0].format
@@ -178,23 +179,25 @@ def _tokenise(
         made = _rendered(batch, apply, options.train_on)
         for example, (ids, places) in zip(made, encoder.places([m.text for m in made])):  # noqa: B905
             sequence, trained = labelled(example, ids, places, encoder)
-            if apply is not None and len(sequence) > 1 and sequence[-2] in encoder.special and trained[-2]:
-                ends.add(sequence[-2])
+            if len(sequence) > 1 and sequence[-2] in encoder.special and trained[-2]:
+                ends[sequence[-2]] += 1
             _example(sequence, trained, options, store, counts)
-    return counts, ends
+    # A mark that ends nearly every answer ends answers; any other special token may stand there by chance.
+    return counts, {mark for mark, times in ends.items() if times > 0.9 * counts.examples}
 
 
 def _rendered(batch: list[Row], apply: Any, train_on: str) -> list[Rendered]:
-    out, bad = [], []
+    out = []
+    bad: dict[
+        str, str
+    ] = {}  # reason -> its first row: the rows of a set are alike, and so is what is wrong with them
     for row in batch:
         try:
             out.append(render(row.format, row.values, apply, train_on))
         except RenderError as error:
-            bad.append(f"{row.file.name} {row.where}: {error}")
-            if len(bad) >= TOLD:
-                break
+            bad.setdefault(str(error), f"{row.file.name} {row.where}: {error}")
     if bad:
-        raise DataError("\n".join(bad))
+        raise DataError("\n".join(list(bad.values())[:TOLD]))
     return out
 
 
@@ -209,7 +212,7 @@ def _document(row: Row, ids: list[int], begun: bool, encoder: Encoder, store: St
             return False
         store.write(before, 1)
     if not row.more:
-        if encoder.eos in ids[-8:]:
+        if not {encoder.eos, *encoder.special}.isdisjoint(ids[-8:]):
             blank = [not encoder.decode([i]).strip() for i in ids[-8:]]
             ids = ids[: encoder.stop(ids, lambda i: i >= len(ids) - 8 and blank[i - len(ids)])]
         ids = [*ids, encoder.eos]

@@ -19,9 +19,9 @@ def prepare(model: Any, tokenizer: Any, ends: Iterable[int]) -> list[str]:
     """
     config = model.generation_config
     notes = list(_sampling(config))
-    before = _ids(config.eos_token_id)
+    before = [i for i in _ids(config.eos_token_id) if i < model.config.vocab_size]
     after = [*before, *(i for i in ends if i not in before)]
-    if after != before:
+    if after != _ids(config.eos_token_id):
         config.eos_token_id = after if len(after) > 1 else after[0]
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in after)
         notes.append(f"end tokens are now {names}: training ends answers with them")

@@ -16,17 +16,13 @@ class TrainingError(RuntimeError):
     """The training went wrong and no bug did it; one line with the reason and what to do."""
 
 
-class ArgumentError(ValueError):
-    """Arguments that contradict each other or cannot be carried out; one line for each."""
-
-
 def exit_code(error: BaseException) -> int:
     """Of a worker that ends with `error`; 1 where it is one that nobody expected."""
     if isinstance(error, TrainingError):
         return EXIT_TRAINING
-    expected = isinstance(error, ArgumentError) or type(error).__name__ in ("CheckpointError", "LoraError")
-    # DataError, and SignatureError below it; train/data.py need not be imported to fail.
-    return EXIT_INPUT if expected or "DataError" in {kind.__name__ for kind in type(error).__mro__} else 1
+    # By name: their modules need not be imported to fail. SignatureError is a DataError.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return EXIT_INPUT if kinds & {"ArgumentError", "CheckpointError", "DataError", "LoraError"} else 1
 
 
 def leave(error: BaseException, code: int) -> None:

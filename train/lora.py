@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from train.arguments import LoraArguments
-from train.failure import ArgumentError
 
 ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the output layer
 ADAPTER = "adapter"  # directory of the artifact
@@ -23,33 +22,6 @@ ADAPTER = "adapter"  # directory of the artifact
 
 class LoraError(ValueError):
     """The adapter is not what was asked for; one line."""
-
-
-def check(lora: LoraArguments, training: Any) -> None:
-    """Raises ArgumentError for what cannot be trained, before the model is read."""
-    problems = []
-    if lora.lora_r < 1:
-        problems.append(f"lora_r {lora.lora_r}: must be 1 or more")
-    if lora.lora_alpha <= 0:
-        problems.append(f"lora_alpha {lora.lora_alpha}: must be more than 0; it is usually lora_r or twice that")
-    if not 0 <= lora.lora_dropout < 1:
-        problems.append(f"lora_dropout {lora.lora_dropout}: must be at least 0 and less than 1")
-    if getattr(training, "pipeline_parallel_size", 1) > 1:
-        problems.append(
-            "use_peft with pipeline_parallel_size > 1: optimum-neuron 0.0.28 raises NotImplementedError for it: use "
-            "tensor_parallel_size"
-        )
-    targets = targets_of(lora)
-    if getattr(training, "tensor_parallel_size", 1) > 1 and targets != ALL_LINEAR:
-        # Query, key and value become one layer where the key-value heads are fewer than the cores.
-        qkv = {"q_proj", "k_proj", "v_proj"} & set(targets)
-        if qkv and len(qkv) < 3:
-            problems.append(
-                f"lora_target_modules {lora.lora_target_modules} with tensor_parallel_size > 1: name all of q_proj, "
-                "k_proj and v_proj or none, since they may become one layer"
-            )
-    if problems:
-        raise ArgumentError("\n".join(problems))
 
 
 def targets_of(lora: LoraArguments) -> Any:

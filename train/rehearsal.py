@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from train.failure import ArgumentError
+from train.arguments import ArgumentError
 
 EXPORTED_BYTES = 2  # a parameter in bf16
 # Weights in fp32 and two moments of AdamW, in a checkpoint.

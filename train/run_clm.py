@@ -16,37 +16,35 @@ from typing import Any
 
 from containers.artifact import Manifest, sha256_of
 from train import failure
-from train.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
-from train.channels import check_rows, data_files, load_rows, load_tokenizer
+from train.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments, parse
+from train.channels import check_model, check_rows, data_files, load_rows, load_tokenizer
 from train.data import Prepared
-from train.launch import start_workers
+from train.launch import device_of, start_workers
 
 
 def main(argv: list[str]) -> int:
     # -- arguments ---------------------------------------------------------------------------------------------
-    from transformers import HfArgumentParser, set_seed
+    from transformers import set_seed
 
-    from train import best, checkpoint, endings, lora
+    from train import best, checkpoint, endings
     from train.devices import load
     from train.export import versions
 
-    device_name = argv[argv.index("--device") + 1] if "--device" in argv else RunArguments.device
+    device_name = device_of(argv)
     device = load(device_name)
-    parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments, LoraArguments, device.ARGUMENTS))
-    model_args, data_args, run_args, lora_args, training_args = parser.parse_args_into_dataclasses(argv)
+    groups = (ModelArguments, DataArguments, RunArguments, LoraArguments, device.ARGUMENTS)
+    model_args, data_args, run_args, lora_args, training_args = parse(argv, groups)
     training_args, reason = device.adapt(training_args)
     print(f"device {device_name}: {reason}", flush=True)
-    if not training_args.do_train:
-        raise failure.ArgumentError("do_train is false, and this program trains and exports: remove it")
-    lora.check(lora_args, training_args)
     set_seed(training_args.seed)
 
     # -- data --------------------------------------------------------------------------------------------------
+    check_model(model_args.model_name_or_path, model_args.allow_missing_weights)
     hub = {"revision": model_args.model_revision, "token": model_args.token}
     tokenizer = load_tokenizer(model_args.model_name_or_path, data_args.chat_template, **hub)
     data = load_rows(data_args, tokenizer, hub_token=model_args.token)
     print("\n".join(data.lines), flush=True)
-    best.check(run_args, training_args, data.validation is not None)
+    best.take_over(run_args, training_args)
 
     # -- model -------------------------------------------------------------------------------------------------
     model = device.load_model(model_args.model_name_or_path, training_args, **hub)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class Encoder:
         self.bos: int | None = tokenizer.bos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
         self.prefix = self._prefix()
-        self.special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        self.special = special - {self.bos, getattr(tokenizer, "unk_token_id", None)}
 
     def _prefix(self) -> list[int]:
         """What the tokenizer itself puts before a text, in most cases the beginning-of-sequence token or nothing."""
@@ -71,12 +72,18 @@ class Encoder:
             skip += len(mark)
         return (mark if self.prefix or skip else []), skip
 
-    def stop(self, ids: list[int], blank: Any) -> int:
-        """How many tokens to keep, so that no end and no blank after an end is left. `blank(i)`: is token i blank?"""
-        end = len(ids)
-        while end and (ids[end - 1] == self.eos or blank(end - 1)):
-            end -= 1
-        return end if self.eos in ids[end:] else len(ids)
+    def stop(self, ids: list[int], blank: Callable[[int], bool]) -> int:
+        """How many tokens to keep, so that the end can be put after them once. `blank(i)`: is token i blank?
+
+        Ends are left out with all blanks behind the first of them, and so are blanks behind the mark that ends a
+        turn: many templates write a line break there, which no answer has to go on to.
+        """
+        run = len(ids)
+        while run and (ids[run - 1] == self.eos or blank(run - 1)):
+            run -= 1
+        if self.eos in ids[run:]:
+            return run + ids[run:].index(self.eos)
+        return run if run and ids[run - 1] in self.special else len(ids)
 
 
 def labelled(

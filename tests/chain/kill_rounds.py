@@ -3,7 +3,7 @@
     .venv-train/bin/python -m tests.chain.kill_rounds MODEL TRAIN_FILE SEED [full|packed|lora|bf16 ...]
 
 Each attempt is a fork of this process, which has imported everything and started nothing of torch's threads: a round
-costs a second. A child kills itself: at the begin of a step, or in the middle of writing a checkpoint. A checkpoint is
+costs a second. A child kills itself at the begin of a step or in the middle of writing a checkpoint. A checkpoint is
 written after every step, so that a kill costs one step at most.
 """
 

@@ -61,6 +61,8 @@ def break_on_purpose(mutant: str) -> None:  # noqa: C901 (a list)
             return {**made, "labels": np.where(made["attention_mask"] == 1, made["input_ids"], made["labels"])}
 
         Rows.__getitem__ = unmasked
+    elif mutant == "attention":  # packed rows with a causal mask only
+        neuron.packing.attention = lambda inputs, dtype: {k: v for k, v in inputs.items() if k != "segment_ids"}
     elif mutant in ("accumulation", "equal_microbatches"):  # upstream's own ways: sums, or means, of batches' means
         ours, share = trainer.compute_loss, mutant == "equal_microbatches"
 

@@ -30,7 +30,6 @@ class CpuArguments(NeuronFlags, TrainingArguments):
     """transformers' arguments; flags that only Trainium has are accepted, checked and without effect."""
 
     # transformers' choices and upstream's for Trainium; none of them matters on this device.
-    do_train: bool = field(default=True, metadata={"help": "This program trains; false is refused."})
     half_precision_backend: str = field(
         default="auto", metadata={"help": HELP["help"], "choices": ["auto", "apex", "cpu_amp", "xla", "amp"]}
     )
@@ -70,7 +69,6 @@ def adapt(arguments: TrainingArguments) -> tuple[TrainingArguments, str]:
     """The arguments as they run here, and why they differ from what was asked for."""
     arguments.dataloader_pin_memory = False  # is for CUDA
     arguments.remove_unused_columns = False  # it would drop what model.forward does not name, as step_tokens
-    best.take_over(arguments)
     dtype, reason = choose_dtype(processor_flags())
     arguments.number_format = dtype if arguments.bf16 else "fp32"
     # Not by autocast: train/precision.py.

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,12 @@ PRECOMPILE_STEPS = 12  # 10 to 15 reach every graph of a step: Neuron SDK, pytor
 class NeuronArguments(NeuronTrainingArguments):
     """Upstream's arguments. Making them starts XLA, so the environment is put in place before."""
 
-    do_train: bool = field(default=True, metadata={"help": "This program trains; false is refused."})
-
     def __post_init__(self) -> None:
         try:
             os.environ.update(environment(self, os.environ))
         except ValueError as error:
             raise SignatureError(str(error)) from None
-        problems = layout_problems(Layout.of(self, STATIC_SHAPES))
-        if self.label_smoothing_factor and self.tensor_parallel_size * self.pipeline_parallel_size > 1:
-            problems.append(
-                "label_smoothing_factor with tensor or pipeline parallelism: transformers smooths over one worker's "
-                "part of the vocabulary: leave it out"
-            )
-        if problems:
+        if problems := layout_problems(Layout.of(self, STATIC_SHAPES)):
             raise SignatureError("\n".join(problems))
         super().__post_init__()
 
@@ -80,7 +72,6 @@ def compilations() -> int:
 
 def adapt(arguments: Any) -> tuple[Any, str]:
     """The arguments as they run here, and why they differ from what was asked for."""
-    best.take_over(arguments)
     arguments.dataloader_drop_last = True  # a shorter last batch is one more graph, and hangs several workers
     arguments.dataloader_pin_memory = False  # is for CUDA
     arguments.prediction_loss_only = True  # logits would be moved to the host, batch by batch

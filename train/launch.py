@@ -1,7 +1,8 @@
-"""How workers start on Trainium: one process per core under torchrun, with the Neuron SDK's environment.
+"""How workers start: on Trainium one process per core under torchrun, with the Neuron SDK's environment.
 
 Standard library only: it runs before torch is imported. `python -m train.run_clm` on device neuron becomes torchrun,
-which starts run_clm once per core; the workers know themselves by torchrun's variables.
+which starts run_clm once per core; the workers know themselves by torchrun's variables. On device cpu a job of
+several hosts has one worker on each.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ EXTRACT_ENV = "NEURON_EXTRACT_GRAPHS_ONLY"  # set by neuron_parallel_compile for
 # Of one core, operations a second: Trainium 1 has 190 TFLOPS in bf16 and 47.5 in fp32 on two
 # (https://aws.amazon.com/machine-learning/trainium/, AWS Neuron documentation, trn1 architecture).
 PEAK_FLOPS = {"bf16": 95e12, "fp32": 23.75e12}
+LOCAL_PORTS = 2000
 RENDEZVOUS_PORT = 41000  # as in AWS's multi-node examples
 
 # name -> (value, source). Flags of NEURON_CC_FLAGS are added to what the user gave; everything else is a default.
@@ -105,12 +108,30 @@ def early_environment(who: Resources, given: Mapping[str, str]) -> dict[str, str
     return {name: value for name, (value, _) in wanted.items() if name not in given}
 
 
-def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str) -> list[str]:
+def host_environment(who: Resources, given: Mapping[str, str]) -> dict[str, str]:
+    """Device cpu over several hosts: the interface that gloo connects by. Processes of one machine, as executor
+    `process` runs a job's hosts, have loopback addresses of their own."""
+    local = all(host.startswith("127.") for host in who.hosts)
+    wanted = {"GLOO_SOCKET_IFNAME": "lo" if local else who.network_interface}
+    return {name: value for name, value in wanted.items() if name not in given}
+
+
+def port(given: Mapping[str, str], device: str) -> int:
+    """Where the hosts of a job meet. On device cpu several jobs may have one machine's network: a port for each."""
+    if device == "neuron":
+        return RENDEZVOUS_PORT
+    return RENDEZVOUS_PORT + 1 + zlib.crc32(given.get("TRAINING_JOB_NAME", "").encode()) % LOCAL_PORTS
+
+
+def command(
+    argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str, device: str = "neuron"
+) -> list[str]:
     """torchrun over all hosts of the job; behind neuron_parallel_compile where the job is to compile only."""
-    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={cores(given)}"]
+    workers = cores(given) if device == "neuron" else 1
+    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={workers}"]
     if len(hosts) > 1:
         words += [f"--nnodes={len(hosts)}", f"--node_rank={hosts.index(host)}"]
-        words += [f"--master_addr={hosts[0]}", f"--master_port={RENDEZVOUS_PORT}"]
+        words += [f"--master_addr={hosts[0]}", f"--master_port={port(given, device)}"]
     else:
         words.append("--standalone")
     words += ["-m", "train.run_clm", *argv]
@@ -126,11 +147,15 @@ def device_of(argv: list[str]) -> str:
 
 
 def start_workers(argv: list[str]) -> None:
-    """Become torchrun where device neuron was asked for and this is no worker yet; otherwise return."""
-    if device_of(argv) != "neuron" or os.environ.get("TORCHELASTIC_RUN_ID"):
+    """Become torchrun where there are to be several workers and this is none yet; otherwise return."""
+    device = device_of(argv)
+    if os.environ.get("TORCHELASTIC_RUN_ID"):
         return
     who = read_training_input(Paths.from_environment()).resources
-    words = command(argv, os.environ, who.ordered_hosts, who.current_host)
+    if device != "neuron" and len(who.hosts) == 1:
+        return
+    words = command(argv, os.environ, who.ordered_hosts, who.current_host, device)
     print("launch:", " ".join(words), flush=True)
     sys.stdout.flush()
-    os.execvpe(words[0], words, {**os.environ, **early_environment(who, os.environ)})  # noqa: S606 (no shell, on purpose)
+    more = early_environment(who, os.environ) if device == "neuron" else host_environment(who, os.environ)
+    os.execvpe(words[0], words, {**os.environ, **more})  # noqa: S606 (no shell, on purpose)

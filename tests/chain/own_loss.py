@@ -14,18 +14,19 @@ import warnings
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
+from train import attention
 from train.devices.cpu import AnswerLossTrainer
 from train.losses import IGNORED, PROVEN, STEP_TOKENS, is_proven, summed_loss
 
 COMMON = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-COMMON |= {"num_attention_heads": 4, "max_position_embeddings": 64}
+COMMON |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 GPT2 = {"vocab_size": 101, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 SIZES = {
     "gpt2": GPT2,
     "gptj": {**GPT2, "rotary_dim": 4},
     "bloom": {"vocab_size": 101, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    **{name: {**COMMON, "head_dim": 8, "num_key_value_heads": 2} for name in ("gemma", "gemma2", "glm")},
+    **{name: {**COMMON, "head_dim": 8} for name in ("gemma", "gemma2", "glm")},
 }
 SCALES = {"logits_scaling": 3.0, "logit_scale": 0.5, "final_logit_softcapping": 5.0, "output_router_logits": True}
 OTHERS = ("gemma2", "granite", "cohere", "cohere2", "granitemoe", "mixtral", "qwen2_moe", "olmoe")
@@ -77,6 +78,32 @@ def smoothed(model, batch, smoothing):
     return torch.nn.functional.cross_entropy(logits[wanted], labels[wanted], label_smoothing=smoothing)
 
 
+def ours(model, batch, count, smoothing=0.0):
+    """Our loss on our attention, in blocks of four tokens."""
+    attention.BLOCK = 4
+    attention.install()
+    try:
+        return summed_loss(model, batch, count, smoothing)
+    finally:
+        attention.uninstall()
+
+
+def check_attention(family, batch, count):
+    """The families whose attention we replace: it is really called, with a mask and without, kept and made again."""
+    called, apply = [], attention.BlockAttention.apply
+    attention.BlockAttention.apply = lambda *a: called.append(a[3] is None) or apply(*a)
+    full = {k: v[:1, :12] for k, v in batch.items()}
+    for kept in (1 << 30, 0):
+        attention.KEPT_BYTES = kept
+        for some, total in ((batch, count), (full, (full["labels"][:, 1:] != IGNORED).sum())):
+            model = model_of(family)
+            found = gap(ours(model, some, total), model(**some).loss, model)
+            assert found < 2e-5, (family, kept, found)
+    attention.BlockAttention.apply = apply
+    assert called.count(True) == called.count(False) == 4, (family, called)
+    print(f"{family}: own attention equals sdpa's")
+
+
 def main(families):
     warnings.simplefilter("ignore")
     batch = batch_of()
@@ -84,10 +111,12 @@ def main(families):
     for family in families or sorted(PROVEN):
         model = model_of(family)
         assert is_proven(model), family
-        plain = gap(summed_loss(model, batch, count), model(**batch).loss, model)
-        soft = gap(summed_loss(model, batch, count, 0.3), smoothed(model, batch, 0.3), model)
+        plain = gap(ours(model, batch, count), model(**batch).loss, model)
+        soft = gap(ours(model, batch, count, 0.3), smoothed(model, batch, 0.3), model)
         assert plain < 2e-5 and soft < 2e-5, (family, plain, soft)
         print(f"{family}: own loss and gradients equal model.forward's within {plain:.0e}, smoothed {soft:.0e}")
+        if family in attention.PROVEN:
+            check_attention(family, batch, count)
     for family in [] if families else OTHERS:
         model = model_of(family)
         assert not is_proven(model)
@@ -95,8 +124,8 @@ def main(families):
         assert difference > 1e-3, f"{family} could be proven: {difference}"
         arguments = TrainingArguments(tempfile.mkdtemp(), use_cpu=True, report_to="none")
         trainer = AnswerLossTrainer(model=model, args=arguments)
-        ours = trainer.compute_loss(model, {**batch, STEP_TOKENS: torch.full((3,), int(count))})
-        theirs = gap(ours, model(**batch).loss, model)
+        taken = trainer.compute_loss(model, {**batch, STEP_TOKENS: torch.full((3,), int(count))})
+        theirs = gap(taken, model(**batch).loss, model)
         assert theirs < 1e-6, (family, theirs)
         print(f"{family}: takes model.forward's loss; own would differ by {difference:.0e}")
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from train import best, hosts, lora, packing
+from train import attention, best, hosts, lora, packing
 from train.arguments import LoraArguments
 from train.devices.ignored import HELP, NeuronFlags, given
 from train.health import require_finite, require_finite_weights
@@ -242,6 +242,7 @@ def has_fused_adamw() -> bool:
 
 def trainer(**kwargs: Any) -> Trainer:
     """What run_clm trains with on this device."""
+    attention.install()
     return AnswerLossTrainer(**kwargs)
 
 

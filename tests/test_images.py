@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from containers import pins
-from harness import engine, executors, images, registry, shell, stacks
+from harness import executors, shell
 from harness.errors import InvalidInput, MissingPrerequisite
 from harness.executors import docker
 from harness.executors.spec import ContainerSpec, Handle
-from harness.images import Build, Layer
-from harness.platforms.direct import Direct
+from harness.images import build as images, engine, registry
+from harness.images.build import Build, Layer
 from harness.record import Record
 from harness.reporter import Silent
+from harness.run.direct import Direct
+from harness.spec import stacks
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from harness import bootstrap
-from harness.emulator import hosting, training
-from harness.emulator.state import ObjectStore
-from harness.emulator.training import TrainingRunner
 from harness.errors import Busy, MissingPrerequisite
 from harness.executors import process
-from harness.platforms import steps
-from harness.platforms.direct import Direct
+from harness.local.endpoints import container as hosting
+from harness.local.jobs import runner as training
+from harness.local.jobs.runner import TrainingRunner
+from harness.local.store.objects import ObjectStore
+from harness.run import steps
+from harness.run.direct import Direct
 
 Usage = namedtuple("Usage", "total used free")
 

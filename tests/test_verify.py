@@ -17,8 +17,9 @@ from harness import record as records
 from harness.assets import tiny
 from harness.errors import EndpointFailed, Interrupted, InvalidInput, JobFailed, MissingPrerequisite, NotFound
 from harness.estimate import cpu
-from harness.platforms import steps, verify, verify_jobs, verify_report, verify_steps
-from harness.platforms.verify_bench import FAILED, NOT_HERE, NOT_RUN, PASSED, Bench, Budget, Result, Wrong
+from harness.run import steps
+from harness.verify import jobs as verify_jobs, report as verify_report, steps as verify_steps, verification as verify
+from harness.verify.verification import FAILED, NOT_HERE, NOT_RUN, PASSED, Bench, Budget, Result, Wrong
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_NAMES = [step.name for step in verify.ALL]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.aws import Aws
-from harness.emulator.control import Server
-from harness.platforms import setup
-from harness.profile import Profile
+from harness.aws.session import Aws
+from harness.local.control import Server
 from harness.record import Record
+from harness.sagemaker import account as setup
+from harness.spec.profile import Profile
 from tests.emulator.conftest import client, server
 from tests.emulator.requests import Requests
 

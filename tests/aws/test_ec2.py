@@ -14,20 +14,21 @@ import pytest
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness import checks, images, neuron_host, plan as plans, runfile, stacks
-from harness.aws import Aws
+from harness.aws.session import Aws
+from harness.aws.transfer import Transfer
 from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound
-from harness.executors import docker, neuron
+from harness.executors import docker, neuron, neuron_host
 from harness.executors.docker import User
 from harness.executors.spec import ContainerSpec
-from harness.plan import Plan
-from harness.platforms import targets
-from harness.platforms.ec2 import Ec2
-from harness.platforms.s3store import S3Store
-from harness.profile import LOCAL, Profile
+from harness.images import build as images
+from harness.local.store.s3 import S3Store
 from harness.record import Record
-from harness.runfile import RunFile
-from harness.transfer import Transfer
+from harness.run import platforms as targets
+from harness.run.host_checks import Ec2
+from harness.spec import checks, plan as plans, runfile, stacks
+from harness.spec.plan import Plan
+from harness.spec.profile import LOCAL, Profile
+from harness.spec.runfile import RunFile
 from tests.aws.fake_host import fake_host
 
 ENGINE = """#!/bin/sh

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from harness.emulator import control
-from harness.emulator.control import Server
 from harness.errors import EndpointFailed, JobFailed, NotFound, Refused
-from harness.mandates import EXPIRES_TAG, RUN_TAG
-from harness.plan import Deployment
-from harness.platforms import ending, jobs, resources
-from harness.platforms.sagemaker import SageMaker
-from harness.profile import LOCAL
+from harness.local import control
+from harness.local.control import Server
 from harness.record import Record
+from harness.run import cleanup as ending
+from harness.sagemaker import jobs, resources
+from harness.sagemaker.client import SageMaker
+from harness.spec.plan import EXPIRES_TAG, RUN_TAG, Deployment
+from harness.spec.profile import LOCAL
 from tests.emulator.requests import IMAGE, ROLE, Requests
 
 pytestmark = pytest.mark.emulator

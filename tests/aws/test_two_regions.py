@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.aws import Aws
-from harness.emulator.control import Server
+from harness.aws.session import Aws
 from harness.errors import Interrupted, InvalidInput
-from harness.plan import Deployment
-from harness.platforms import preflight, resources, setup
-from harness.platforms.sagemaker import SageMaker
-from harness.profile import LOCAL, Profile
+from harness.images.registry import Pushed, record as record_push
+from harness.local.control import Server
 from harness.record import Record
-from harness.registry import Pushed, record as record_push
+from harness.sagemaker import account as setup, preflight, resources
+from harness.sagemaker.client import SageMaker
+from harness.spec.plan import Deployment
+from harness.spec.profile import LOCAL, Profile
 from tests.aws.test_platform import GOOD, deployment, tags
 from tests.emulator.conftest import client
 from tests.emulator.requests import Requests

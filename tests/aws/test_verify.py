@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 
 from harness import record as records
-from harness.emulator.control import Server
 from harness.errors import Interrupted
-from harness.platforms import jobs as remote_jobs, resources, steps, verify, verify_report, verify_steps
-from harness.platforms.sagemaker import SageMaker
-from harness.platforms.verify_bench import FAILED, NOT_RUN, PASSED, Bench, Budget
-from harness.platforms.verify_jobs import Jobs
-from harness.profile import LOCAL
+from harness.local.control import Server
+from harness.run import steps
+from harness.sagemaker import jobs as remote_jobs, resources
+from harness.sagemaker.client import SageMaker
+from harness.spec.profile import LOCAL
+from harness.verify import report as verify_report, steps as verify_steps, verification as verify
+from harness.verify.jobs import Jobs
+from harness.verify.verification import FAILED, NOT_RUN, PASSED, Bench, Budget
 from tests.emulator.requests import IMAGE, Requests
 from tests.test_verify import COUNTS, FALLING, HOST, rows
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from harness.platforms.sagemaker import SageMaker
-from harness.profile import Profile
 from harness.record import Record
+from harness.sagemaker.client import SageMaker
+from harness.spec.profile import Profile
 
 ON_AWS = Profile("123456789012", "eu-west-1", "arn:aws:iam::123456789012:role/r", "bucket")
 

@@ -110,7 +110,7 @@ BREAKS = (
         "mp_plugins does not exist",
     ),
     Break(
-        *("6", "an operation of boto3 is misspelt", "harness/platforms/resources.py"),
+        *("6", "an operation of boto3 is misspelt", "harness/sagemaker/resources.py"),
         *('"stop_training_job", region', '"stop_training_jobs", region'),
         f"{VERSIONS}[boto3 1.44.5]",
         "sagemaker has no operation stop_training_jobs",
@@ -128,13 +128,13 @@ BREAKS = (
         "declared and not so: x does not exist",
     ),
     Break(
-        *("7", "the cap is not looked at again before a job", "harness/platforms/verify_bench.py"),
+        *("7", "the cap is not looked at again before a job", "harness/verify/verification.py"),
         *("if most > self.cap + 1e-6:", "if False:"),
         "tests/test_verify.py::test_nothing_is_started_that_could_exceed_the_cap",
         "DID NOT RAISE",
     ),
     Break(
-        *("7", "what runs is left running at the end", "harness/platforms/verify.py"),
+        *("7", "what runs is left running at the end", "harness/verify/verification.py"),
         *("for name in platform.down():", "for name in ():"),
         "tests/aws/test_verify.py::test_an_interruption_stops_the_job_that_runs",
         "stopped or deleted: ",

@@ -80,7 +80,7 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "serve/prepare.py": {"model": (LLAMA,)},
     "serve/model.py": {"inputs": ("djl_python.Input",), "output": ("djl_python.Output",)},
-    "harness/aws.py": {
+    "harness/aws/session.py": {
         "service_model(service)": ("botocore.model.ServiceModel",),
         "service_model(service).operation_model(operation)": ("botocore.model.OperationModel",),
         "service_model(service).shape_for(shape)": SHAPES,
@@ -97,7 +97,7 @@ PLAIN = {
     "serve/engines/cpu.py": {"encoded", "text", "out"},
     "serve/engines/neuron.py": {"batching", "source", "job.text", "logits"},
     "serve/model.py": {"properties"},
-    "harness/aws.py": {"pattern", "config"},
+    "harness/aws/session.py": {"pattern", "config"},
 }
 # Methods of our own in classes with a foreign base: everything else there overrides something and must exist in it.
 OWN = {"StopOnSignal.install", "StopOnSignal.stopped"}

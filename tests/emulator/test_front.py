@@ -9,7 +9,7 @@ import pytest
 import urllib3
 from botocore.exceptions import ClientError
 
-from harness.emulator.control import Server
+from harness.local.control import Server
 from tests.emulator.requests import Requests
 
 pytestmark = pytest.mark.emulator

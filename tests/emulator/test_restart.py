@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from harness import shell
-from harness.emulator import control
-from harness.emulator.control import Server
 from harness.executors.spec import MARKER
+from harness.local import control
+from harness.local.control import Server
 from tests.emulator.conftest import client, start
 from tests.emulator.requests import Requests
 

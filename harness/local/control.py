@@ -1,0 +1,149 @@
+"""`harness local`: starts, ends and asks the server of one state directory. Imports neither moto nor boto3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from containers import contract
+from harness import shell
+from harness.errors import InvalidInput, NotFound, NotStarted
+
+SERVER = "server.json"
+MEMBERS = ("pid", "port", "region", "account", "executor", "objects_in_s3")
+UP_WITHIN = 60  # seconds; a second is usual, a large store or a busy machine takes longer
+DOWN_WITHIN = contract.TRAIN_STOP_WAIT + 90  # its containers get the contract's time first
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    state: Path
+    pid: int
+    port: int
+    region: str
+    account: str
+    executor: str = "process"
+    objects_in_s3: bool = False
+    """On a Neuron host with an AWS profile: what would be in s3/ is in the account's bucket."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """What makes every AWS client on this machine talk to it. The keys are those of AWS's documentation."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+            "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1"])),
+        }
+
+
+def find(state: Path) -> Server | None:
+    """The server of `state`, if it answers."""
+    try:
+        raw = json.loads((state / SERVER).read_text(encoding="utf-8"))
+        server = Server(state, **{name: raw[name] for name in MEMBERS})
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return server if health(server) is not None else None
+
+
+def health(server: Server) -> dict[str, Any] | None:
+    """What it says about itself; None where nothing answers, or something else."""
+    try:
+        answer = urllib3.request("GET", f"{server.url}/harness/health", timeout=5, retries=False)
+        value: dict[str, Any] = answer.json()
+    except (urllib3.exceptions.HTTPError, ValueError):
+        return None
+    return value if answer.status == 200 else None
+
+
+def up(state: Path, port: int | None, region: str, executor: str, objects_in_s3: bool = False) -> tuple[Server, bool]:
+    """Start it, unless it is up already (False); `executor` is `process` if empty.
+
+    Raises NotStarted with the end of its log, InvalidInput where the one that is up is not what is asked for.
+    """
+    running = find(state)
+    if running is not None:
+        if port not in (None, running.port):
+            raise InvalidInput(
+                f"it is up on port {running.port}", hint="harness local down first, or leave --port out"
+            )
+        if executor not in ("", running.executor):
+            raise InvalidInput(f"it is up with executor {running.executor}", hint="harness local down first")
+        return running, False
+    state.mkdir(parents=True, exist_ok=True)
+    log = state / "server.log"
+    words = [sys.executable, "-m", "harness.local.server", str(state), "--region", region]
+    words += ["--executor", executor or "process"]
+    words += ["--objects-in-s3"] if objects_in_s3 else []
+    child = shell.detach([*words, "--port", str(port or 0)], log)
+    deadline = time.monotonic() + UP_WITHIN
+    while time.monotonic() < deadline:
+        server = find(state)
+        if server is not None:
+            return server, server.pid == child.pid
+        if child.poll() is not None and child.returncode != 7:  # 7: another `up` was faster
+            break
+        time.sleep(0.05)
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    child.terminate()
+    raise NotStarted("the local SageMaker did not start", "; ".join(lines[-2:])[-500:], f"see {log}")
+
+
+def down(state: Path) -> bool:
+    """End it: jobs are stopped, endpoints' containers ended. False where none was up."""
+    server = find(state)
+    if server is None:
+        return False
+    os.kill(server.pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_WITHIN
+    while _lives(server.pid):
+        if time.monotonic() > deadline:
+            raise NotStarted(
+                f"process {server.pid} did not end in {DOWN_WITHIN} s", hint=f"see {state / 'server.log'}"
+            )
+        time.sleep(0.05)
+    shell.reap()
+    return True
+
+
+def _lives(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def need(state: Path) -> Server:
+    """The server of `state`. Raises NotFound saying how to start one."""
+    server = find(state)
+    if server is None:
+        raise NotFound(f"no local SageMaker is up for {state}", hint="harness local up")
+    return server
+
+
+def faults(server: Server, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask for, add to, or clear the faults to come."""
+    answer = urllib3.request(method, f"{server.url}/harness/faults", json=body, timeout=5, retries=False)
+    value: dict[str, Any] = answer.json()
+    if answer.status != 200:
+        raise InvalidInput(str(value.get("message", value)))
+    return value

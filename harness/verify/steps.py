@@ -19,7 +19,7 @@ from harness.verify.bench import Bench, Wrong
 from harness.verify.jobs import DEVICES, ENDPOINT_SECONDS
 
 STEPS = 20
-STILL = 5  # steps after which a new graph is one too many: docs/neuron-training.md saw 3
+STILL = 5  # steps after which a new graph is one too many: docs/internals/neuron-training.md saw 3
 FROM_GRAPHS = "engine neuron: compiled graphs from"  # serve/engines/neuron.py
 LOG_SECONDS = 30  # lines of an endpoint are in CloudWatch within seconds
 PROMPTS = ("v0 red:", "v1 blue:", "a longer question, of no sense: red or blue?")

@@ -223,7 +223,9 @@ def _install_torch(into: list[str]) -> None:
     elif index:
         source = ["--default-index", index]
     else:
-        _say(f"taking PyPI's build of {TORCH} (several GB; TORCH_INDEX names a smaller one: docs/internals/dependencies.md)")
+        _say(
+            f"taking PyPI's build of {TORCH} (several GB; TORCH_INDEX names a smaller one: docs/internals/dependencies.md)"
+        )
         _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / "torch-pypi.txt"))
         return
     _uv("pip", "install", *into, *source, "--require-hashes", "-r", str(LOCKS / "torch-cpu.txt"))

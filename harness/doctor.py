@@ -21,6 +21,7 @@ from harness.paths import CACHE, IN_CHECKOUT, environment
 from harness.spec import profile as profiles, stacks
 
 SET_UP = "make setup" if IN_CHECKOUT else "harness setup"
+MADE_BY_RUN = "runs, of which the first one makes it"
 RUNS = "runs"
 """`make demo` and every run on this machine: without it nothing goes."""
 
@@ -95,6 +96,8 @@ def _environments() -> Iterator[Check]:
             yield Check(folder, needed_for, True, f"as locks/{name}.txt says")
         else:
             remedy = f"run: {needed_for if needed_for != RUNS else SET_UP}"
+            if not IN_CHECKOUT:
+                needed_for, remedy = MADE_BY_RUN, f"{remedy}, or let the first run do it"
             yield Check(folder, needed_for, False, f"not as locks/{name}.txt says", remedy=remedy)
 
 
@@ -123,7 +126,8 @@ def _server() -> Check:
     folder = CACHE / "djl"
     if folder.is_dir() and any(folder.rglob("djl-serving")):
         return Check("DJL Serving", RUNS, True, "jars and front are there")
-    return Check("DJL Serving", RUNS, False, "its jars are not there", remedy=f"run: {SET_UP}")
+    needed_for = RUNS if IN_CHECKOUT else MADE_BY_RUN
+    return Check("DJL Serving", needed_for, False, "its jars are not there", remedy=f"run: {SET_UP}")
 
 
 def _docker() -> Iterator[Check]:

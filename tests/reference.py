@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -42,7 +43,11 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def _type(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    text = (
+        annotation.__name__
+        if isinstance(annotation, type) and not hasattr(annotation, "__args__")
+        else str(annotation)
+    )
     return text.replace("typing.", "").replace(" | None", "").replace("|", "or")
 
 
@@ -64,7 +69,9 @@ def serving_options() -> str:
     for field in fields(options.ServeOptions):
         variable = f"OPTION_{options.DJL_NAMES.get(field.name, field.name).upper()}"
         default = "" if field.default is MISSING else f"`{field.default}`"
-        lines.append(f"| `{field.name}` | `{variable}` | {field.type} | {default} | {documented.get(field.name, '')} |")
+        lines.append(
+            f"| `{field.name}` | `{variable}` | {field.type} | {default} | {documented.get(field.name, '')} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -103,7 +110,7 @@ def _attribute_docs(owner: type) -> dict[str, str]:
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(owner)))
     body = tree.body[0].body  # type: ignore[attr-defined]  # a class
     found: dict[str, str] = {}
-    for before, after in zip(body, body[1:], strict=False):
+    for before, after in pairwise(body):
         is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
             found[before.target.id] = " ".join(str(after.value.value).split()).replace("|", "\\|")

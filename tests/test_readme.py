@@ -56,7 +56,15 @@ def test_the_toml_block_is_the_ready_made_file_in_short(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/internals/architecture.md", "docs/limits.md", "docs/aws.md", "docs/neuron-host.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/internals/architecture.md",
+        "docs/limits.md",
+        "docs/aws.md",
+        "docs/neuron-host.md",
+    ],
 )
 def test_links_and_paths_exist(root: Path, name: str) -> None:
     text = (root / name).read_text()

@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).resolve().parent.parent  # holds containers/, train/ an
 EXIT_CONTRACT = 3  # the request or the directories do not fit the contract
 EXIT_RESTART = 77  # DJL Serving asks to be started again, as in the stock entrypoint
 # Device cpu only: huge pages for tensors, and freed memory kept rather than given back and faulted in again.
-# Training steps take a sixth less time with it (docs/internals/measurements.md).
+# Training steps take a sixth less time with it (docs/status.md).
 CPU_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=68719476736:"
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"

@@ -29,7 +29,8 @@ ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws")
 TORCH = "torch==2.13.0"
 LOCKS = PRODUCT / "locks"
 GIB = 1 << 30
-# Measured on disk after set-up (docs/internals/measurements.md): 1.9 GB with the CPU wheel of torch; runs and assets add 1.5 GB.
+# Measured on disk after set-up (docs/internals/measurements.md): 1.9 GB with the CPU wheel of torch;
+# runs and assets add 1.5 GB.
 DISK_GIB, DISK_CUDA_GIB, DISK_NEURON_GIB, MEMORY_GIB = 6, 14, 6, 8
 # What torch 2.1.2 and torch_xla 2.1.0 ask for and do not import: a compiler for GPUs, tools for Google's cloud.
 NEURON_WITHOUT: tuple[str, ...] = ("triton", "cloud-tpu-client", "google-api-core", "google-api-python-client")
@@ -223,9 +224,7 @@ def _install_torch(into: list[str]) -> None:
     elif index:
         source = ["--default-index", index]
     else:
-        _say(
-            f"taking PyPI's build of {TORCH} (several GB; TORCH_INDEX names a smaller one: docs/internals/dependencies.md)"
-        )
+        _say(f"taking PyPI's build of {TORCH} (several GB; TORCH_INDEX names a smaller one: README.md)")
         _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / "torch-pypi.txt"))
         return
     _uv("pip", "install", *into, *source, "--require-hashes", "-r", str(LOCKS / "torch-cpu.txt"))

@@ -1,7 +1,7 @@
 """Engine `neuron`: transformers-neuronx 0.12 with continuous batching. The only file that imports it.
 
 The scheduler decides what each graph execution is sent; this file carries it out and turns tokens into text. How the
-library takes what it is sent was recorded from its source: tests/tnx/table.json, docs/internals/neuron-serving.md.
+library takes what it is sent was recorded from its source: tests/tnx/table.json, docs/neuron-serving.md.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ ARGUMENTS = CpuArguments
 def choose_dtype(flags: set[str]) -> tuple[str, str]:
     """("bf16" | "fp32", reason). `flags` are the processor's, as /proc/cpuinfo lists them.
 
-    Measured on two cores (docs/internals/measurements.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
+    Measured on two cores (docs/status.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
     emulated and slower than fp32.
     """
     if "amx_bf16" in flags:

@@ -39,6 +39,7 @@ def up(
 
     executors.check_name(executor)
     server, started = control.up(_folder(state), port, region, executor)
+    control.keep(server)
     output.note(f"the local SageMaker {'is' if started else 'was already'} up; state in {server.state}")
     output.note('for AWS clients in this shell: eval "$(harness local env)"')
     output.out(server.url)

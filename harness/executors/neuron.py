@@ -13,14 +13,14 @@ from containers import contract
 from containers.contract import Paths
 from harness.errors import MissingPrerequisite
 from harness.executors import docker, neuron_host, neuron_host as splitting
-from harness.executors.docker import User, alive, check_environment, pids, poll, remove, stop, sweep
+from harness.executors.docker import User, alive, check_environment, kill_largest, pids, poll, remove, stop, sweep
 from harness.executors.neuron_host import Cores, Host
 from harness.executors.spec import ContainerSpec, Handle
 from harness.spec import instances
 from harness.spec.instances import CORES_PER_DEVICE
 from serve.options import DJL_NAMES
 
-__all__ = ["alive", "check_environment", "pids", "poll", "remove", "start", "stop", "sweep"]
+__all__ = ["alive", "check_environment", "kill_largest", "pids", "poll", "remove", "start", "stop", "sweep"]
 
 TP_DEGREE = f"OPTION_{DJL_NAMES['tp_degree'].upper()}"
 

@@ -18,6 +18,7 @@ from harness import shell
 from harness.errors import InvalidInput, NotFound, NotStarted
 
 SERVER = "server.json"
+ON_DEMAND = "started-on-demand"  # in the state directory: a command started it, and not `harness local up`
 MEMBERS = ("pid", "port", "region", "account", "executor", "objects_in_s3")
 UP_WITHIN = 60  # seconds; a second is usual, a large store or a busy machine takes longer
 DOWN_WITHIN = contract.TRAIN_STOP_WAIT + 90  # its containers get the contract's time first
@@ -71,6 +72,16 @@ def health(server: Server) -> dict[str, Any] | None:
     except (urllib3.exceptions.HTTPError, ValueError):
         return None
     return value if answer.status == 200 else None
+
+
+def job_on_disk(state: Path, region: str, name: str) -> dict[str, Any] | None:
+    """DescribeTrainingJob's answer as the server of `state` has last written it; it need not be up."""
+    path = state / "sagemaker" / "training-jobs" / region / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["describe"]
+    except FileNotFoundError:
+        return None
+    return found
 
 
 def up(state: Path, port: int | None, region: str, executor: str, objects_in_s3: bool = False) -> tuple[Server, bool]:
@@ -130,6 +141,11 @@ def _lives(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def keep(server: Server) -> None:
+    """Whoever started it: from now on it stays until `harness local down`."""
+    (server.state / ON_DEMAND).unlink(missing_ok=True)
 
 
 def need(state: Path) -> Server:

@@ -23,7 +23,7 @@ from harness.errors import Busy, InvalidInput, NotFound, did_you_mean
 from harness.images import build as images
 from harness.interrupts import shielded
 from harness.local import control
-from harness.local.control import Server
+from harness.local.control import ON_DEMAND, Server
 from harness.paths import CACHE, local_state
 from harness.record import Record
 from harness.run import host_checks
@@ -37,7 +37,6 @@ from harness.spec.runfile import RunFile
 NAMES = ("local", "ec2", "sagemaker")
 FILE = "platform.json"
 Say = Callable[[str], None]
-ON_DEMAND = "started-on-demand"  # in its state directory: a command started it, and not `harness local up`
 NOT_UP, START_IT = "the local SageMaker is not up", "harness local up, or repeat the verb that started it"
 # No images are built for executor `process`; these names stand where a digest stands on AWS.
 PROCESS_IMAGES = {
@@ -167,20 +166,17 @@ def up(state: Path, profile: Profile, say: Say, start: bool = True, executor: st
     """The local SageMaker of `state`, with this executor.
 
     One that a command has started is stopped by the last command that leaves it with nothing running; one that
-    `harness local up` has started stays. Raises NotFound where none is up and `start` is false, Busy where one with
-    another executor runs something.
+    `harness local up` has started stays. One with another executor, or whose objects are elsewhere, is replaced.
+    Raises NotFound where none is up and `start` is false, Busy where the one to be replaced runs something.
     """
     state = state.absolute()
     if not start and not state.is_dir():
         raise NotFound(NOT_UP, hint=START_IT)
     with _users_lock(state) as lock:
         server = control.find(state)
-        if server is not None and server.executor != executor:
-            if not (start and _stop_if_idle(state, server, lock)):
-                what = (
-                    f"the local SageMaker that is up runs containers with executor {server.executor}, not {executor}"
-                )
-                raise Busy(what, hint="harness local down, then repeat this; or leave --executor out")
+        if server is not None and start and (wrong := _differs(server, profile, executor)):
+            if not _stop_if_idle(state, server, lock):
+                raise Busy(f"the local SageMaker that is up {wrong}", hint="harness local down, then repeat this")
             server = None
             fcntl.flock(lock, fcntl.LOCK_SH)
         if server is None:
@@ -191,8 +187,17 @@ def up(state: Path, profile: Profile, say: Say, start: bool = True, executor: st
         try:
             yield server
         finally:
-            if start and _stop_if_idle(state, server, lock):
+            if _stop_if_idle(state, server, lock):  # also by a verb that only looks: it may be the last one
                 say("stopped the local SageMaker")
+
+
+def _differs(server: Server, profile: Profile, executor: str) -> str:
+    """What of a server that is up does not fit; empty where all does."""
+    if server.executor != executor:
+        return f"runs containers with executor {server.executor}, not {executor}"
+    if server.objects_in_s3 != profile.objects_in_s3:
+        return f"keeps its objects {'in S3' if server.objects_in_s3 else 'on this host'}, and this run does not"
+    return ""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness import record as records
 from harness.errors import HarnessError, NotFound
+from harness.local import control
 from harness.record import Record
 from harness.run import platforms
 from harness.sagemaker.client import RunClient
@@ -58,8 +59,8 @@ def of(record: Record) -> RunStatus:
             training = _training(client, job)
             endpoints = tuple(EndpointStatus(e.name, e.status, client.address(e)) for e in client.endpoints())
     except NotFound:
-        # The local SageMaker is not up: nothing runs here.
-        training = training if training in (*ENDED, NOT_STARTED) else "Interrupted"
+        # The local SageMaker is not up: nothing runs here, and its files say how what has run has ended.
+        training = _when_last_up(target.platform, job)
     except HarnessError as error:
         note = error.problems[0].what
     result = record.read_json("result.json") or {}
@@ -71,6 +72,15 @@ def _recorded(job: dict[str, Any]) -> str:
     """The status in the record: the secondary one while the job runs."""
     status = str(job.get("status", NOT_STARTED))
     return str(job["secondary_status"]) if status == "InProgress" else status
+
+
+def _when_last_up(platform: str, job: dict[str, Any]) -> str:
+    """What a job has come to whose local SageMaker is not up."""
+    if not job:
+        return NOT_STARTED
+    found = control.job_on_disk(platforms.state_of(platform), job["region"], job["name"]) or {}
+    status = str(found.get("TrainingJobStatus", job["status"]))
+    return status if status in ENDED else "Interrupted"
 
 
 def _training(client: RunClient, job: dict[str, Any]) -> str:

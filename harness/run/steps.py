@@ -31,6 +31,7 @@ from harness.spec.runfile import RunFile
 
 ASK_BATCH = 16  # prompts a request: a batch that two cores answer in well under a second
 SHOWN_PROMPTS = 5
+TRAINED = "the model is trained"
 SECOND_INTERRUPT = 5.0  # seconds after Ctrl-C on a Neuron host in which a second one stops the job
 
 
@@ -106,7 +107,8 @@ def _interrupted(error: Interrupted, client: RunClient, verb: str, reporter: Rep
     run_id, platform = client.record.id, platforms.of(client.record).platform
     if not client.local:
         found = _goes_on(client)
-        what = f"detached; {found.what}" if found else "interrupted; no training job runs"
+        ended = TRAINED if _has_trained(client) else "no training job runs"
+        what = f"detached; {found.what}" if found else f"interrupted; {ended}"
         return Interrupted(error.signum, what, found.hint if found else f"go on: harness {verb} {run_id}")
     job = client.running_job()
     if platform == "ec2" and job is not None and verb != "down" and not _stop_asked(error, reporter):
@@ -138,11 +140,15 @@ def _goes_on(client: RunClient) -> Problem | None:
     return None
 
 
+def _has_trained(client: RunClient) -> bool:
+    """Whether the record knows of a job that has completed."""
+    return (client.record.read_json("job.json") or {}).get("status") == "Completed"
+
+
 def _stands(client: RunClient) -> str:
     """Where training stands, in a few words."""
-    status = (client.record.read_json("job.json") or {}).get("status")
-    if status == "Completed":
-        return "the model is trained"
+    if _has_trained(client):
+        return TRAINED
     try:
         step = client.checkpoint_step()
     except HarnessError:

@@ -115,7 +115,9 @@ class RunClient:
     def stop_jobs(self) -> list[str]:
         """Stop what runs, with time for a checkpoint, which is uploaded; the names of the jobs."""
         made = [item for item in self.resources.made() if item.kind == "training-job"]
-        return [m.name for m in made if self.resources.stop_job(m.name, m.region, self.say)]
+        stopped = [m.name for m in made if self.resources.stop_job(m.name, m.region, self.say)]
+        self.jobs.note_end()
+        return stopped
 
     def checkpoint_step(self) -> int | None:
         """The step of the newest checkpoint in S3; None where there is none."""
@@ -221,6 +223,7 @@ class RunClient:
         for item in made:
             if item.kind == "training-job" and self.resources.stop_job(item.name, item.region, self.say):
                 gone.append(item.name)
+        self.jobs.note_end()
         if self.local:
             for endpoint in list(self.endpoints()):
                 self._keep_log(endpoint.name)

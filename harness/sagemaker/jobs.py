@@ -6,13 +6,14 @@ import random
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from containers.artifact import unpack
 from harness.aws.errors import is_capacity
 from harness.aws.transfer import Transfer
-from harness.errors import JobFailed, NotFound
+from harness.errors import JobFailed, NotFound, Refused
 from harness.interrupts import shielded
 from harness.sagemaker.logs import STATE, LogFollower
 from harness.sagemaker.resources import RUNNING_JOB, Resources
@@ -52,6 +53,19 @@ class Jobs:
         job = self._to_its_end(base, request, lambda *_: None, on_tick)
         uri = str(job["ModelArtifacts"]["S3ModelArtifacts"])
         return uri, self.left(uri, self.record.path / "jobs" / base)
+
+    def note_end(self) -> None:
+        """Take note of how the run's own job has ended, and of the rest of its log, where nobody has followed it."""
+        known = self.record.read_json("job.json") or {}
+        if known.get("status") not in RUNNING_JOB:
+            return
+        name, region = known["name"], known["region"]
+        found = self.resources.describe("training-job", name, region)
+        if found is None or found["TrainingJobStatus"] in RUNNING_JOB:
+            return
+        self._save_job(self.record.id, name, found["TrainingJobStatus"], found["SecondaryStatus"], found)
+        with suppress(Refused):  # who may not read logs can still stop the job
+            LogFollower(self.resources.aws, self.record, name, region).pump()
 
     def left(self, uri: str, folder: Path) -> Path:
         """What a finished job left, as its container had it: model/ and output/data/ in `folder`.

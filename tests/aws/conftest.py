@@ -48,6 +48,16 @@ def profile(moto_url: str, _fence: None) -> Iterator[Profile]:
 
 
 @pytest.fixture
+def standard_chain(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials and addresses as boto3 finds them by itself, as on a host of that account."""
+    for name, value in {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing", "ENDPOINT_URL": moto_url}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+
+
+@pytest.fixture
 def aws(profile: Profile) -> Aws:
     return Aws(profile)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.assets import djl, packages as fetch
 from harness.assets.packages import Package
-from harness.paths import CACHE, ROOT
+from harness.paths import CACHE, PRODUCT as ROOT
 from harness.spec import plan as plans
 from tests.conformance import uses
 from tests.conformance.operations import Models, calls

@@ -113,6 +113,32 @@ def presigned(key: str, expires: int = 600) -> str:
     return url.removeprefix(f"http://{HOST}")
 
 
+def presigned_version_2(key: str) -> str:
+    keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET}
+    client = boto3.client("s3", endpoint_url=f"http://{HOST}", region_name="eu-west-1", **keys)
+    url: str = client.generate_presigned_url("get_object", {"Bucket": "b", "Key": key}, 60)
+    return url.removeprefix(f"http://{HOST}")
+
+
+def test_so_does_one_of_version_2() -> None:
+    def ask(target: str, method: str = "GET", seconds: int = 0, secret: str = SECRET) -> None:
+        env = environ(method, target, {"Host": HOST})
+        assert signature.is_version_2(env)
+        now = datetime.now(UTC) + timedelta(seconds=seconds)
+        signature.check_version_2(env, lambda key: secret if key == KEY else None, now)
+
+    url = presigned_version_2("a/b c")
+    ask(url)
+    for wrong in (
+        {"target": url.replace("b%20c", "d")},
+        {"method": "DELETE"},
+        {"seconds": 61},
+        {"secret": "another"},
+    ):
+        with pytest.raises(ApiError):
+            ask(**{"target": url, **wrong})  # type: ignore[arg-type]
+
+
 def test_a_presigned_url_opens_its_object_only_and_for_its_time() -> None:
     env = environ("GET", presigned("a/b c.txt"), {"Host": HOST})
     check(env, None)

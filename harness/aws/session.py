@@ -56,8 +56,8 @@ class Aws:
         )
         more = {}
         if local:
-            more = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-            more["endpoint_url"] = profile.endpoint_url
+            key, secret = profile.access_key or ("local", "local")
+            more = {"aws_access_key_id": key, "aws_secret_access_key": secret, "endpoint_url": profile.endpoint_url}
         try:
             session = _local_session() if local else self._aws_session()
             return session.client(service, region_name=region, config=config, **more)

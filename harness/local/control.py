@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
 from containers import contract
-from harness import shell
+from harness import files, shell
 from harness.errors import InvalidInput, NotFound, NotStarted
 
-SERVER = "server.json"
+SERVER, CREDENTIALS = "server.json", "credentials.json"
 ON_DEMAND = "started-on-demand"  # in the state directory: a command started it, and not `harness local up`
 MEMBERS = ("pid", "port", "region", "account", "executor", "objects_in_s3")
 UP_WITHIN = 60  # seconds; a second is usual, a large store or a busy machine takes longer
 DOWN_WITHIN = contract.TRAIN_STOP_WAIT + 90  # its containers get the contract's time first
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """What a server answers to: random, and readable by the owner of its state directory alone."""
+
+    access_key_id: str
+    secret_access_key: str
 
 
 @dataclass(frozen=True)
@@ -36,17 +45,18 @@ class Server:
     executor: str = "process"
     objects_in_s3: bool = False
     """On a Neuron host with an AWS profile: what would be in s3/ is in the account's bucket."""
+    keys: KeyPair = field(default_factory=lambda: KeyPair("", ""), repr=False)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """What makes every AWS client on this machine talk to it. The keys are those of AWS's documentation."""
+        """What makes every AWS client on this machine talk to it."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "AWS_ACCESS_KEY_ID": self.keys.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.keys.secret_access_key,
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -54,11 +64,28 @@ class Server:
         }
 
 
+def key_pair(state: Path) -> KeyPair:
+    """The key pair of `state`, made where it is missing. It outlives a server, and open shells with it."""
+    path = state / CREDENTIALS
+    try:
+        return KeyPair(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        made = KeyPair(f"AKIALOCAL{secrets.token_hex(6).upper()}", secrets.token_urlsafe(30))
+        files.write_json(path, asdict(made), mode=0o600)
+        return made
+
+
+def private(state: Path) -> None:
+    """The state directory, made where it is missing, for its owner alone: who can read it can run commands."""
+    state.mkdir(parents=True, exist_ok=True)
+    state.chmod(0o700)
+
+
 def find(state: Path) -> Server | None:
     """The server of `state`, if it answers."""
     try:
         raw = json.loads((state / SERVER).read_text(encoding="utf-8"))
-        server = Server(state, **{name: raw[name] for name in MEMBERS})
+        server = Server(state, **{name: raw[name] for name in MEMBERS}, keys=key_pair(state))
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return server if health(server) is not None else None
@@ -67,11 +94,19 @@ def find(state: Path) -> Server | None:
 def health(server: Server) -> dict[str, Any] | None:
     """What it says about itself; None where nothing answers, or something else."""
     try:
-        answer = urllib3.request("GET", f"{server.url}/harness/health", timeout=5, retries=False)
+        answer = _ask(server, "GET", "health")
         value: dict[str, Any] = answer.json()
     except (urllib3.exceptions.HTTPError, ValueError):
         return None
     return value if answer.status == 200 else None
+
+
+def _ask(server: Server, method: str, what: str, body: dict[str, Any] | None = None) -> urllib3.BaseHTTPResponse:
+    """One of the server's own questions: signed with its secret, as a bearer token."""
+    headers = {"Authorization": f"Bearer {server.keys.secret_access_key}"}
+    return urllib3.request(
+        method, f"{server.url}/harness/{what}", json=body, headers=headers, timeout=5, retries=False
+    )
 
 
 def job_on_disk(state: Path, region: str, name: str) -> dict[str, Any] | None:
@@ -98,7 +133,7 @@ def up(state: Path, port: int | None, region: str, executor: str, objects_in_s3:
         if executor not in ("", running.executor):
             raise InvalidInput(f"it is up with executor {running.executor}", hint="harness local down first")
         return running, False
-    state.mkdir(parents=True, exist_ok=True)
+    private(state)
     log = state / "server.log"
     words = [sys.executable, "-m", "harness.local.server", str(state), "--region", region]
     words += ["--executor", executor or "process"]
@@ -158,7 +193,7 @@ def need(state: Path) -> Server:
 
 def faults(server: Server, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Ask for, add to, or clear the faults to come."""
-    answer = urllib3.request(method, f"{server.url}/harness/faults", json=body, timeout=5, retries=False)
+    answer = _ask(server, method, "faults", body)
     value: dict[str, Any] = answer.json()
     if answer.status != 200:
         raise InvalidInput(str(value.get("message", value)))

@@ -19,6 +19,7 @@ from moto.core.exceptions import AWSError, JsonRESTError, ServiceException
 from moto.iam.models import iam_backends
 from moto.logs.models import logs_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.sts.models import sts_backends
 
 TRAINING_GROUP = "/aws/sagemaker/TrainingJobs"
 TRAINING_NAMESPACE = "/aws/sagemaker/TrainingJobs"
@@ -135,3 +136,13 @@ class Roles:
         except (AWSError, JsonRESTError, ServiceException):
             return False
         return True
+
+
+def assumed_secret(account: str) -> Callable[[str], str | None]:
+    """The secret of a key that STS AssumeRole has given out, by its id; None for any other."""
+
+    def secret_of(access_key_id: str) -> str | None:
+        role = sts_backends[account]["aws"].get_assumed_role_from_access_key(access_key_id)
+        return None if role is None else str(role.secret_access_key)
+
+    return secret_of

@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--executor", default="process")
     parser.add_argument("--objects-in-s3", action="store_true")
     args = parser.parse_args(words)
-    args.state.mkdir(parents=True, exist_ok=True)
+    control.private(args.state)
     args.state = args.state.resolve()
     with (args.state / "lock").open("a") as lock:
         try:
@@ -57,7 +57,7 @@ def _serve(args: argparse.Namespace) -> int:
     from harness.assets import djl
     from harness.local import moto_backends
     from harness.local.api import hosting, jobs
-    from harness.local.api.front import MAX_BODY, Front
+    from harness.local.api.front import MAX_BODY, Access, Front
     from harness.local.service import Service
     from harness.paths import CACHE
 
@@ -81,7 +81,9 @@ def _serve(args: argparse.Namespace) -> int:
         role_exists=role_exists,
         environment=lambda region: _environment(args, int(server.bind_addr[1]), region),
     )
-    front = Front(service, store, moto_backends.application(), {"127.0.0.1", "localhost"})
+    keys = control.key_pair(args.state)
+    access = Access(keys.access_key_id, keys.secret_access_key, moto_backends.assumed_secret(ACCOUNT))
+    front = Front(service, store, moto_backends.application(), access)
     server = wsgi.Server(
         ("127.0.0.1", args.port),
         front,
@@ -115,7 +117,9 @@ def _environment(args: argparse.Namespace, port: int, region: str) -> dict[str, 
     """What brings a job's own AWS calls here. From a container of Docker's this address is not to be reached."""
     if args.executor != "process":
         return {}
-    return control.Server(args.state, os.getpid(), port, region, ACCOUNT).environment()
+    return control.Server(
+        args.state, os.getpid(), port, region, ACCOUNT, keys=control.key_pair(args.state)
+    ).environment()
 
 
 def _log(msg: str = "", level: int = 20, traceback: bool = False) -> None:

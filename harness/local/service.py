@@ -92,9 +92,15 @@ class Service:
             return self._workers.get((kind, region, name))
 
     def busy(self) -> list[str]:
-        """What is being worked on, for `status`."""
+        """Jobs and endpoints that are not at their end; a thread may still clear up after one that is."""
         with self._lock:
-            return ["/".join(key) for key in self._workers]
+            keys = list(self._workers)
+        return ["/".join(key) for key in keys if not self._has_ended(*key)]
+
+    def _has_ended(self, kind: str, region: str, name: str) -> bool:
+        table, status = (self.jobs, "TrainingJobStatus") if kind == "job" else (self.endpoints, "EndpointStatus")
+        document = table.get(region, name)
+        return document is None or document["describe"][status] in ("Completed", "Failed", "Stopped")
 
     def close(self, wait: float) -> None:
         """Every container gets its TERM and its time; returns when all workers have ended, or after `wait` s."""

@@ -126,7 +126,8 @@ def opened(record: Record, say: Say, start: bool = True, executor: str = "") -> 
         yield RunClient(record, target.profile, say)
         return
     with up(state_of(target.platform), target.profile, say, start, target.executor) as server:
-        profile = replace(target.profile, endpoint_url=server.url)
+        keys = (server.keys.access_key_id, server.keys.secret_access_key)
+        profile = replace(target.profile, endpoint_url=server.url, access_key=keys)
         yield RunClient(record, profile, say, lambda: images_of(target.executor))
 
 
@@ -203,7 +204,7 @@ def _differs(server: Server, profile: Profile, executor: str) -> str:
 @contextmanager
 def _users_lock(state: Path) -> Iterator[IO[str]]:
     """Held shared by every command that uses the server, so that none stops it under another."""
-    state.mkdir(parents=True, exist_ok=True)
+    control.private(state)
     with (state / "users.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_SH)  # waits while another command stops the server
         yield handle

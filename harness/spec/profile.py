@@ -53,6 +53,8 @@ class Profile:
     """Variable -> ARN of a secret. A training container is told the ARN, as <VARIABLE>_SECRET_ARN."""
     endpoint_url: str = ""
     """A local SageMaker; never from a file."""
+    access_key: tuple[str, ...] = ()
+    """Id and secret of a local SageMaker's key pair; never from a file, never in a record."""
     objects_in_s3: bool = False
     """Of a local SageMaker: its objects are in AWS's S3, in this account; never from a file."""
 
@@ -103,7 +105,7 @@ PATTERNS = {
 }
 LISTS = ("subnets", "security_groups", "serve_subnets", "serve_security_groups")
 SECRET_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:.+")
-NOT_FROM_A_FILE = ("endpoint_url", "objects_in_s3")
+NOT_FROM_A_FILE = ("endpoint_url", "access_key", "objects_in_s3")
 
 
 def path() -> Path:

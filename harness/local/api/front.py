@@ -7,6 +7,7 @@ command line. docs/reference/sagemaker-operations.md is made from the table of o
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import sys
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
+from xml.sax.saxutils import escape as xml_escape
 
 from containers import contract
 from harness.errors import InvalidInput
 from harness.executors import docker
-from harness.local.api import hosting, jobs, tags
+from harness.local.api import hosting, jobs, signature, tags
 from harness.local.api.errors import KINDS, ApiError, invalid, not_implemented
 from harness.local.api.runtime import Runtime
 from harness.local.moto_backends import Wsgi
@@ -112,85 +114,118 @@ MOTO = {
 }
 MAX_JSON = 1 << 20  # bytes of a SageMaker request: a hundred hyperparameters of 2,500 characters are a quarter of it
 MAX_BODY = 512 << 20  # bytes of any request; boto3 and the CLI send objects in parts of 8 MB
-DEFAULT_REGION = "us-west-2"
+HOSTS = ("127.0.0.1", "localhost")
+XML = ("s3", "iam", "sts", "monitoring")  # services whose answers are XML: REST XML, and the query protocol
+SERVICE = "harness.service"  # in the request's environment
 RUNTIME = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream|async-invocations|.*stream)")
 SCOPE = re.compile(r"Credential=[^/,]*/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
 GET_RESOURCES = "ResourceGroupsTaggingAPI_20170126.GetResources"
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who is answered: the key pair, and keys that STS has given out (`assumed`: their secret, by id)."""
+
+    access_key_id: str
+    secret_access_key: str
+    assumed: Callable[[str], str | None] = lambda _: None
+
+    def secret_of(self, access_key_id: str) -> str | None:
+        """The secret of an access key; None for an unknown one."""
+        return self.secret_access_key if access_key_id == self.access_key_id else self.assumed(access_key_id)
+
+
 class Front:
     """Routes a request, and turns every failure into an answer in the service's own form."""
 
-    def __init__(self, service: Service, store: ObjectStore, moto: Wsgi, hosts: set[str]) -> None:
-        self.service, self.store, self.moto, self.hosts = service, store, moto, hosts
+    def __init__(self, service: Service, store: ObjectStore, moto: Wsgi, access: Access) -> None:
+        self.service, self.store, self.moto, self.access = service, store, moto, access
         self.runtime = Runtime(service)
         self.misshapen: list[str] = []  # answers of ours that do not fit botocore's model: bugs, shown by /harness
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         """WSGI."""
+        self._name_service(environ)
         try:
             self._guard(environ)
             return self._route(environ, start)
         except ApiError as error:
-            return _error(start, error, rest=bool(RUNTIME.fullmatch(environ.get("PATH_INFO", ""))))
+            return _error(start, error, environ)
         except NotImplementedError as error:
-            service = MOTO.get(_scope(environ)[1], "this service")
-            what = f"{str(error) or 'this operation'} ({service})"
-            return _error(start, ApiError("NotImplemented", f"{what} is not implemented by moto", 501))
+            what = f"{str(error) or 'this operation'} ({MOTO.get(environ[SERVICE], 'this service')})"
+            return _error(start, ApiError("NotImplemented", f"{what} is not implemented by moto", 501), environ)
         except Exception:  # noqa: BLE001 (the server goes on; the client gets an answer and the log the reason)
             traceback.print_exc()
-            return _error(
-                start, ApiError("InternalFailure", "The request processing has failed; see server.log", 500)
-            )
+            text = "The request processing has failed; see server.log"
+            return _error(start, ApiError("InternalFailure", text, 500), environ)
+
+    def _name_service(self, environ: Environ) -> None:
+        """Which service is asked, also where the signature turns out wrong: its protocol is the answer's."""
+        scope = SCOPE.search(environ.get("HTTP_AUTHORIZATION", "") or urllib.parse.unquote(environ["QUERY_STRING"]))
+        json_protocol = environ.get("HTTP_X_AMZ_TARGET") or environ.get("PATH_INFO", "").startswith("/harness/")
+        environ[SERVICE] = scope[2] if scope else ("sagemaker" if json_protocol else "s3")
 
     def _guard(self, environ: Environ) -> None:
         """Only for this machine's own programs: not for a web page, nor for a name that a page has bound to us."""
         host = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
-        if host not in self.hosts and not host.endswith(".localhost"):
+        if host not in HOSTS and not host.endswith(".localhost"):
             raise ApiError("AccessDeniedException", f"requests to host {host!r} are not answered here", 403)
         if environ.get("HTTP_ORIGIN") or environ.get("HTTP_SEC_FETCH_SITE") not in (None, "none"):
             raise ApiError("AccessDeniedException", "requests from web pages are not answered here", 403)
         try:
             length = int(environ.get("CONTENT_LENGTH") or 0)
         except ValueError:
-            raise ApiError("ValidationException", "Content-Length is no number") from None
+            raise ApiError("ValidationException", "Content-Length is not a number") from None
         if length > MAX_BODY:
             raise ApiError("EntityTooLarge", f"{length} bytes; {MAX_BODY} are taken at once", 413)
 
     def _route(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         path, target = environ.get("PATH_INFO", ""), environ.get("HTTP_X_AMZ_TARGET", "")
-        region, service = _scope(environ)
+        if path.startswith("/moto-api"):  # would let any program on this machine delete everything
+            raise ApiError("ResourceNotFound", "there is no moto-api here", 404)
         if path.startswith("/harness/"):
             return self._control(environ, start, path.removeprefix("/harness/"))
+        if signature.is_version_2(environ):
+            signature.check_version_2(environ, self.access.secret_of)
+            return self._s3(environ, start, path, self.store)
+        signed = signature.read(environ)
+        region, service = signed.region, signed.service
+        if service == "s3":  # its bodies are large; what the signature says of them is enough
+            signature.check(signed, environ, None, self.access.secret_of)
+            return self._s3(environ, start, path, self.store)
+        limit = contract.MAX_INVOCATION_BODY if RUNTIME.fullmatch(path) else MAX_JSON
+        body = _body(environ, limit)
+        signature.check(signed, environ, body, self.access.secret_of)
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
         if target.startswith("SageMaker."):
-            return self._sagemaker(environ, start, target.removeprefix("SageMaker."), region)
+            return self._sagemaker(body, start, target.removeprefix("SageMaker."), region)
         if service == "sagemaker" and (match := RUNTIME.fullmatch(path)):
-            return self._invoke(environ, start, region, urllib.parse.unquote(match[1]), match[2])
+            return self._invoke(environ, body, start, region, urllib.parse.unquote(match[1]), match[2])
         if service not in MOTO:
             raise ApiError("NotImplemented", f"service {service} is not part of the local SageMaker", 501)
         if target == GET_RESOURCES:
-            return self._get_resources(environ, start, region)
-        if service == "s3":
-            return self._s3(environ, start, path, self.store)
+            return self._get_resources(environ, body, start, region)
         return self.moto(environ, start)
 
     # -- SageMaker
 
-    def _sagemaker(self, environ: Environ, start: StartResponse, operation: str, region: str) -> Iterable[bytes]:
-        request = _json(_body(environ, MAX_JSON))
+    def _sagemaker(self, body: bytes, start: StartResponse, operation: str, region: str) -> Iterable[bytes]:
+        request = _json(body)
         response = call(self.service, region, operation, request)
         if problems := service_model.output_problems("sagemaker", operation, response):
             self.misshapen.append(f"{operation}: {problems[0]}")
             sys.stderr.write(f"answer of {operation} does not fit botocore's model: {'; '.join(problems)}\n")
         return _answer(start, 200, json.dumps(response).encode() if response else b"", "application/x-amz-json-1.1")
 
-    def _invoke(self, environ: Environ, start: StartResponse, region: str, name: str, kind: str) -> Iterable[bytes]:
+    def _invoke(
+        self, environ: Environ, body: bytes, start: StartResponse, region: str, name: str, kind: str
+    ) -> Iterable[bytes]:
         if kind not in ("invocations", "invocations-response-stream"):
             raise ApiError("NotImplemented", f"{kind} is not implemented by the local SageMaker", 501)
         if environ["REQUEST_METHOD"] != "POST":
             raise ApiError("MethodNotAllowed", "invocations are POST", 405)
         headers = _Headers(environ)
-        body = _body(environ, contract.MAX_INVOCATION_BODY)
         answer = self.runtime.invoke(region, name, headers, body, stream=kind != "invocations")
         out = list(answer.headers.items())
         if isinstance(answer.body, bytes):
@@ -212,9 +247,8 @@ class Front:
             store.after_request(bucket, key)
         return answer
 
-    def _get_resources(self, environ: Environ, start: StartResponse, region: str) -> Iterable[bytes]:
+    def _get_resources(self, environ: Environ, body: bytes, start: StartResponse, region: str) -> Iterable[bytes]:
         """moto's answer, and on its first page our resources."""
-        body = _body(environ, MAX_JSON)
         status, answer = self._ask_moto(environ, body)
         request = _json(body)
         if status == 200 and not request.get("PaginationToken"):
@@ -234,6 +268,9 @@ class Front:
     # -- the command line
 
     def _control(self, environ: Environ, start: StartResponse, what: str) -> Iterable[bytes]:
+        given, wanted = environ.get("HTTP_AUTHORIZATION", ""), f"Bearer {self.access.secret_access_key}"
+        if not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise ApiError("AccessDeniedException", "the key of the state directory is needed", 403)
         method = environ["REQUEST_METHOD"]
         value: Any
         if what == "health" and method == "GET":
@@ -268,16 +305,6 @@ class _Headers(dict[str, str]):
         return str(self.get(name))
 
 
-def _scope(environ: Environ) -> tuple[str, str]:
-    """(region, service) of the signature, which is not checked; an unsigned request is one to S3."""
-    text = environ.get("HTTP_AUTHORIZATION", "")
-    if not text and "X-Amz-Credential=" in environ.get("QUERY_STRING", ""):
-        query = urllib.parse.parse_qs(environ["QUERY_STRING"])
-        text = f"Credential={query['X-Amz-Credential'][0]}"
-    match = SCOPE.search(text)
-    return (match[1], match[2]) if match else (DEFAULT_REGION, "s3")
-
-
 def _decoded(path: str) -> str:
     """WSGI gives the path as Latin-1."""
     return path.encode("latin-1").decode("utf-8", errors="replace")
@@ -309,14 +336,27 @@ def _answer(start: StartResponse, status: int, body: bytes, content_type: str) -
     return [body]
 
 
-def _error(start: StartResponse, error: ApiError, rest: bool = False) -> Iterable[bytes]:
-    """JSON 1.1 has the code in the body, REST JSON in a header; both readers take both."""
-    members = {"__type": error.code, "message": error.message, "Message": error.message, **error.members}
-    body = json.dumps(members).encode()
-    headers = [
-        ("Content-Type", "application/json" if rest else "application/x-amz-json-1.1"),
-        ("Content-Length", str(len(body))),
-        ("x-amzn-ErrorType", error.code),
-    ]
-    start(f"{error.status} Error", headers)
+def _error(start: StartResponse, error: ApiError, environ: Environ) -> Iterable[bytes]:
+    """In the protocol of the service that was asked, so that a client shows the code and not a parser's error.
+
+    JSON 1.1 has the code in the body, REST JSON in a header; both readers take both.
+    """
+    service = environ[SERVICE]
+    if service in XML:
+        code, text = xml_escape(error.code), xml_escape(error.message)
+        inner = f"<Code>{code}</Code><Message>{text}</Message>"
+        wrapped = f"<ErrorResponse><Error><Type>Sender</Type>{inner}</Error></ErrorResponse>"
+        body = (f"<Error>{inner}</Error>" if service == "s3" else wrapped).encode()
+        kind = "text/xml"
+    else:
+        members = {"__type": error.code, "message": error.message, "Message": error.message, **error.members}
+        body = json.dumps(members).encode()
+        rest = RUNTIME.fullmatch(environ.get("PATH_INFO", ""))
+        kind = "application/json" if rest else "application/x-amz-json-1.1"
+    if environ.get("REQUEST_METHOD") == "HEAD":
+        body = b""
+    start(
+        f"{error.status} Error",
+        [("Content-Type", kind), ("Content-Length", str(len(body))), ("x-amzn-ErrorType", error.code)],
+    )
     return [body]

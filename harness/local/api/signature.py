@@ -94,6 +94,38 @@ def check(
         )
 
 
+def is_version_2(environ: Mapping[str, Any]) -> bool:
+    """Whether a request is a presigned URL of Signature Version 2, which boto3 makes for S3 unless told otherwise."""
+    query = urllib.parse.parse_qs(str(environ.get("QUERY_STRING", "")))
+    return not environ.get("HTTP_AUTHORIZATION") and {"AWSAccessKeyId", "Signature", "Expires"} <= query.keys()
+
+
+def check_version_2(
+    environ: Mapping[str, Any], secret_of: Callable[[str], str | None], now: datetime | None = None
+) -> None:
+    """Raises ApiError 403 unless such a URL is of this object, and its time is not over.
+
+    Rules: https://docs.aws.amazon.com/AmazonS3/latest/API/RESTAuthentication.html
+    """
+    from botocore.auth import HmacV1Auth
+    from botocore.credentials import Credentials
+
+    path, query = _target(environ)
+    given = dict(urllib.parse.parse_qsl(query))
+    secret, expires = secret_of(given.pop("AWSAccessKeyId")), given.pop("Expires")
+    if secret is None:
+        raise _denied("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
+    if not expires.isdigit() or (now or datetime.now(UTC)).timestamp() > int(expires):
+        raise _denied("AccessDenied", "Request has expired")
+    signed = given.pop("Signature")
+    url = urllib.parse.urlsplit(f"{path}?{urllib.parse.urlencode(given)}")
+    headers = {name: _header(environ, name) for name in ("content-md5", "content-type") if _header(environ, name)}
+    auth: Any = HmacV1Auth(Credentials("", secret))
+    wanted = str(auth.get_signature(str(environ["REQUEST_METHOD"]), url, headers, expires))
+    if not hmac.compare_digest(wanted.encode(), signed.encode()):
+        raise _denied("SignatureDoesNotMatch", "The request signature we calculated does not match the one given.")
+
+
 def _check_time(signed: Signed, now: datetime) -> None:
     made = datetime.strptime(signed.time, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     until = WINDOW if signed.expires is None else timedelta(seconds=signed.expires)

@@ -136,7 +136,7 @@ def test_so_does_one_of_version_2() -> None:
         {"secret": "another"},
     ):
         with pytest.raises(ApiError):
-            ask(**{"target": url, **wrong})  # type: ignore[arg-type]
+            ask(**{"target": url, **wrong})
 
 
 def test_a_presigned_url_opens_its_object_only_and_for_its_time() -> None:

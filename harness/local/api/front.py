@@ -180,7 +180,7 @@ class Front:
             raise ApiError("EntityTooLarge", f"{length} bytes; {MAX_BODY} are taken at once", 413)
 
     def _route(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
-        path, target = environ.get("PATH_INFO", ""), environ.get("HTTP_X_AMZ_TARGET", "")
+        path = environ.get("PATH_INFO", "")
         if path.startswith("/moto-api"):  # would let any program on this machine delete everything
             raise ApiError("ResourceNotFound", "there is no moto-api here", 404)
         if path.startswith("/harness/"):
@@ -189,21 +189,26 @@ class Front:
             signature.check_version_2(environ, self.access.secret_of)
             return self._s3(environ, start, path, self.store)
         signed = signature.read(environ)
-        region, service = signed.region, signed.service
-        if service == "s3":  # its bodies are large; what the signature says of them is enough
+        if signed.service == "s3":  # its bodies are large; what the signature says of them is enough
             signature.check(signed, environ, None, self.access.secret_of)
             return self._s3(environ, start, path, self.store)
-        limit = contract.MAX_INVOCATION_BODY if RUNTIME.fullmatch(path) else MAX_JSON
-        body = _body(environ, limit)
+        body = _body(environ, contract.MAX_INVOCATION_BODY if RUNTIME.fullmatch(path) else MAX_JSON)
         signature.check(signed, environ, body, self.access.secret_of)
-        environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
-        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        return self._service(environ, body, start, signed.region, signed.service)
+
+    def _service(
+        self, environ: Environ, body: bytes, start: StartResponse, region: str, service: str
+    ) -> Iterable[bytes]:
+        """A request to another service than S3, whose body is read and whose signature is right."""
+        path, target = environ.get("PATH_INFO", ""), environ.get("HTTP_X_AMZ_TARGET", "")
         if target.startswith("SageMaker."):
             return self._sagemaker(body, start, target.removeprefix("SageMaker."), region)
         if service == "sagemaker" and (match := RUNTIME.fullmatch(path)):
             return self._invoke(environ, body, start, region, urllib.parse.unquote(match[1]), match[2])
         if service not in MOTO:
             raise ApiError("NotImplemented", f"service {service} is not part of the local SageMaker", 501)
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
         if target == GET_RESOURCES:
             return self._get_resources(environ, body, start, region)
         return self.moto(environ, start)

@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html; te
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -119,9 +120,15 @@ def check_version_2(
         raise _denied("AccessDenied", "Request has expired")
     signed = given.pop("Signature")
     url = urllib.parse.urlsplit(f"{path}?{urllib.parse.urlencode(given)}")
-    headers = {name: _header(environ, name) for name in ("content-md5", "content-type") if _header(environ, name)}
-    auth: Any = HmacV1Auth(Credentials("", secret))
-    wanted = str(auth.get_signature(str(environ["REQUEST_METHOD"]), url, headers, expires))
+    head = (
+        str(environ["REQUEST_METHOD"]),
+        _header(environ, "content-md5"),
+        _header(environ, "content-type"),
+        expires,
+    )
+    resource: str = HmacV1Auth(Credentials("", secret)).canonical_resource(url)  # with the parameters that count
+    digest = hmac.digest(secret.encode(), "\n".join((*head, resource)).encode(), "sha1")
+    wanted = base64.b64encode(digest).decode()
     if not hmac.compare_digest(wanted.encode(), signed.encode()):
         raise _denied("SignatureDoesNotMatch", "The request signature we calculated does not match the one given.")
 

@@ -49,6 +49,8 @@ def main(words: list[str]) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    if not args.objects_in_s3:
+        _forget_aws_settings()
     # Read by moto when it is imported: whose account, and path-style addresses whatever the host is called.
     os.environ.update(MOTO_ACCOUNT_ID=ACCOUNT, S3_IGNORE_SUBDOMAIN_BUCKETNAME="true", MOTO_DISABLE_GLOBAL_CORS="true")
     os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 20)  # larger parts of uploads wait on the disk
@@ -111,6 +113,13 @@ def _serve(args: argparse.Namespace) -> int:
     (args.state / control.SERVER).unlink(missing_ok=True)
     print(f"{time.strftime('%FT%TZ', time.gmtime())} ended", flush=True)  # noqa: T201
     return 0
+
+
+def _forget_aws_settings() -> None:
+    """Nothing here goes to AWS, but moto asks botocore: a profile that is not there must not matter."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
 
 
 def _environment(args: argparse.Namespace, port: int, region: str) -> dict[str, str]:

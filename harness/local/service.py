@@ -24,6 +24,11 @@ from harness.local.moto_backends import Telemetry
 from harness.local.store.objects import ObjectStore
 
 
+def prefix_of(folder: Path) -> str:
+    """What the names of a server's containers begin with: those of two on one machine are not each other's."""
+    return f"local-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}-"
+
+
 class Service:
     """Tables, stores and worker threads. `launchers` is where the process executor finds djl-serving.
 
@@ -45,8 +50,7 @@ class Service:
         self.folder, self.store, self.telemetry = folder, store, telemetry
         self.account, self.executor, self.launchers, self.role_exists = account, executor, launchers, role_exists
         self.environment = environment
-        # Containers of two servers on one machine must not be taken for each other's.
-        self.prefix = f"local-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}-"
+        self.prefix = prefix_of(folder)
         self.jobs = Table(folder / "sagemaker" / "training-jobs")
         self.models = Table(folder / "sagemaker" / "models")
         self.configs = Table(folder / "sagemaker" / "endpoint-configs")

@@ -209,6 +209,8 @@ def deploy(client: RunClient, deployment: Deployment, reporter: Reporter, ttl: f
 
     Interrupted on this machine, what was begun is deleted; what AWS has begun goes on.
     """
+    if client.local:
+        platforms.set_up(platforms.of(client.record).executor, reporter.say)  # may have gone since training
     reporter.say(f"endpoint {deployment.endpoint_name}: Creating")
     try:
         endpoint = client.deploy(deployment, ttl=ttl)

@@ -229,7 +229,7 @@ class Cores:
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # another user has just made it
-                self.folder.chmod(0o777)
+                self.folder.chmod(0o1777)  # nobody deletes or renames another user's locks
         path = self.folder / name
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         with suppress(PermissionError):

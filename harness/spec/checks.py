@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 from containers import rows
 from containers.artifact import ArtifactError, check_model_directory
-from containers.contract import RESERVED_ARGUMENTS
+from containers.contract import RESERVED_ARGUMENTS, is_credential
 from harness import assets
 from harness.errors import InvalidInput, Problem, did_you_mean
 from harness.spec import runfile, service_model
@@ -98,7 +98,11 @@ def check_train(run: RunFile, stack: Stack) -> list[Problem]:
     settable = [name for name in known if name not in (*RESERVED_ARGUMENTS, *PLANNED)]
     problems = []
     for name, value in run.train.items():
-        if name in RESERVED_ARGUMENTS:
+        if is_credential(name):
+            why = "it would stand in the request, the record and the job's log"
+            hint = "revoke it; put the ARN of a secret under [secrets] in the profile, as HF_TOKEN (docs/aws.md)"
+            problems.append(Problem(f"train.{name} is a credential", why, hint))
+        elif name in RESERVED_ARGUMENTS:
             problems.append(Problem(f"train.{name} is set by the container", hint="remove it"))
         elif name in PLANNED:
             problems.append(Problem(f"train.{name} comes from [model] and [data]", hint="remove it"))

@@ -105,7 +105,7 @@ class Paths:
         return self.base / "checkpoints"
 
     def channel(self, name: str) -> Path:
-        """Its directory. Raises ContractError for a name that is no directory below the others'."""
+        """Its directory. Raises ContractError for a name that is not a directory below the others'."""
         if not name.strip(".") or "/" in name:
             raise ContractError(f"{name!r} is not a channel name")
         return self.data / name
@@ -201,7 +201,7 @@ def write_training_input(paths: Paths, job: TrainingInput) -> None:
 def read_training_input(paths: Paths) -> TrainingInput:
     """The container's side. Files that are absent mean their defaults, as with `docker run IMAGE train`.
 
-    Raises ContractError for a file that is no JSON object or a hyperparameter that is no string.
+    Raises ContractError for a file that is not a JSON object or a hyperparameter that is not a string.
     """
     hyperparameters = _read_json(paths.config / "hyperparameters.json")
     for key, value in hyperparameters.items():

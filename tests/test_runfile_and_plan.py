@@ -98,10 +98,10 @@ train_instance = "ml.trn1.xlarge"
     )
     text = "\n".join(told)
     for part in (
-        'train.learnin_rate is no flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
-        "train.bf16 = 3 is no true or false",
+        'train.learnin_rate is not a flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
+        "train.bf16 = 3: must be true or false",
         "train.output_dir is set by the container",
-        'serve.n_position is no option of the handler |   hint: did you mean "n_positions"?',
+        'serve.n_position is not an option of the handler |   hint: did you mean "n_positions"?',
         'compute.train_instance = "ml.trn1.xlarge"',
         'model.id = "smollm2-135m-instruc": no such asset |   hint: did you mean "smollm2-135m-instruct"?',
         "data.prompt is missing",

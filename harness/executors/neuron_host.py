@@ -82,7 +82,7 @@ def _number(name: str) -> int:
 def problems(host: Host, stack: str, needed: int) -> list[Problem]:
     """Why a job of `needed` cores cannot run here with the images of `stack`, whoever else runs."""
     if not host.neuron:
-        why = "there is no /dev/neuron0: this is no Neuron host, or its driver is not loaded"
+        why = "there is no /dev/neuron0: this is not a Neuron host, or its driver is not loaded"
         hint = "install aws-neuronx-dkms, or use --platform local"
         return [Problem("this machine shows no Neuron device", why, hint)]
     found = []

@@ -65,7 +65,7 @@ def main() -> int:
     state = Path(tempfile.mkdtemp(prefix="chaos-"))
     server = start(state)
     aws = Requests(server, client)
-    aws.run("warm")  # what is made once (moto's applications, threads of the pool) is no leak
+    aws.run("warm")  # what is made once (moto's applications, threads of the pool) is not a leak
     aws.deploy("warm")
     aws.delete("warm")
     seconds: list[float] = []

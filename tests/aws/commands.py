@@ -47,7 +47,7 @@ class Commands:
             env=self._env(),
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=900,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
@@ -113,7 +113,7 @@ class Commands:
 def killed(child: subprocess.Popen[str]) -> None:
     """KILL, which leaves no time for anything."""
     child.kill()
-    child.communicate(timeout=60)
+    child.communicate(timeout=600)
     assert child.returncode == -signal.SIGKILL
 
 
@@ -121,7 +121,7 @@ def interrupted(child: subprocess.Popen[str], signum: int, code: int, times: int
     """Send a signal, as often as somebody who is impatient; what the command said on its way out."""
     for _ in range(times):
         child.send_signal(signum)
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=600)
     assert child.returncode == code, out + err
     assert "Traceback" not in err
     return err

@@ -16,13 +16,13 @@ import pytest
 from tests.aws.commands import Commands, interrupted, killed, refused
 from tests.chain.conftest import in_train_environment
 
-pytestmark = [pytest.mark.server, pytest.mark.aws]  # two minutes: not in `make test`
+pytestmark = [pytest.mark.server, pytest.mark.aws, pytest.mark.timeout(1500)]  # not in `make test`
 
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     made = Commands(tmp_path_factory.mktemp("commands"))
-    in_train_environment("-m", "tests.chain.make_tiny_model", str(made.folder / "tiny"))
+    in_train_environment("-m", "tests.chain.make_tiny_model", str(made.folder / "tiny"), timeout=600)
     made.write_run_files(made.folder / "tiny")
     assert made("local", "up").returncode == 0
     yield made
@@ -41,27 +41,25 @@ def _clean(harness: Commands) -> Iterator[None]:
     assert harness.left_over() == []
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_stops_the_job_with_a_checkpoint_and_the_run_goes_on_from_it(
-    harness: Commands, signum: int, code: int
-) -> None:
-    child = harness.started("train", "slow.toml", until="loss")
-    err = interrupted(child, signum, code)
-    run_id = harness.newest("slow")
-    found = re.search(r"error: interrupted; training stands at step (\d+), saved", err)
-    assert found, err
-    assert f"hint: go on: harness train {run_id}" in err
-    assert harness.there() == []
-    assert harness.left_over() == []
-    row = harness.shown(run_id)
-    assert (row["platform"], row["training"]) == ("local", "Stopped")
-    log = harness.record(run_id) / "logs" / "train.log"
-    assert f"after step {found[1]}; checkpoint saved" in log.read_text(), "the log is whole"
-
-    again = harness.started("train", run_id, until="loss")
-    interrupted(again, signum, code)
-    assert f"resuming from checkpoint-{found[1]}\n" in log.read_text()
-    assert harness.created(run_id) == {run_id: 1, f"{run_id}-r2": 1}
+def test_a_signal_stops_the_job_with_a_checkpoint_and_the_run_goes_on_from_it(harness: Commands) -> None:
+    argument, saved, names = "slow.toml", "", []
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        err = interrupted(harness.started("train", argument, until="loss"), signum, code)
+        run_id = argument = harness.newest("slow")
+        names.append(run_id if not names else f"{run_id}-r{len(names) + 1}")
+        log = (harness.record(run_id) / "logs" / "train.log").read_text()
+        if saved:
+            assert f"resuming from checkpoint-{saved}\n" in log
+        found = re.search(r"error: interrupted; training stands at step (\d+), saved", err)
+        assert found, err
+        saved = found[1]
+        assert f"hint: go on: harness train {run_id}" in err
+        assert f"after step {saved}; checkpoint saved" in log, "the log is whole"
+        assert harness.there() == []
+        assert harness.left_over() == []
+        row = harness.shown(run_id)
+        assert (row["platform"], row["training"]) == ("local", "Stopped")
+    assert harness.created(run_id) == dict.fromkeys(names, 1)
 
 
 def test_who_reads_a_log_does_not_stop_the_job(harness: Commands) -> None:
@@ -113,7 +111,7 @@ def test_a_job_that_nobody_follows_comes_to_its_end_and_its_log_is_whole(harness
     log = harness.started("logs", "-f", "--endpoint", "base", run_id, until="handler ready", stream="stdout")
     old = harness("down", "--older-than", "1s")
     assert old.stdout == f"deleted: {run_id}-base\n", old.stderr
-    log.communicate(timeout=30)
+    log.communicate(timeout=600)
     assert log.returncode == 0, "it ends with the endpoint"
     assert harness("down", "--all").stdout == "nothing to delete\n"
     both = harness("down", run_id, "--all")
@@ -185,7 +183,7 @@ def test_faults_of_a_job_and_of_endpoints(harness: Commands) -> None:
 def test_credentials_that_expire_while_a_job_is_followed_name_the_job_that_goes_on(harness: Commands) -> None:
     child = harness.started("train", "slow.toml", until="loss")
     fault(harness, "expired-token", "--operation", "DescribeTrainingJob")
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=600)
     run_id = harness.newest("slow")
     assert child.returncode == 10, err
     assert "the AWS credentials have expired" in err

@@ -20,7 +20,7 @@ from harness.spec.profile import Profile
 from tests.aws.commands import PYTHON, Commands, interrupted, killed
 from tests.chain.conftest import in_train_environment
 
-pytestmark = [pytest.mark.server, pytest.mark.aws]
+pytestmark = [pytest.mark.server, pytest.mark.aws, pytest.mark.timeout(1500)]
 # The command line on a host whose checks are not asked and whose executor needs neither engine nor devices.
 DRIVER = """
 from harness.run import host_checks
@@ -33,7 +33,7 @@ main()
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    in_train_environment("-m", "tests.chain.make_tiny_model", str(folder))
+    in_train_environment("-m", "tests.chain.make_tiny_model", str(folder), timeout=600)
     return folder
 
 
@@ -52,20 +52,25 @@ def ec2(model: Path, tmp_path: Path) -> Iterator[Commands]:
     assert not made.is_up()
 
 
-def test_the_first_ctrl_c_detaches_and_a_second_one_stops_with_a_checkpoint(ec2: Commands) -> None:
-    child = ec2.started("train", "slow.toml", "--platform", "ec2", until="loss")
-    err = interrupted(child, signal.SIGINT, 130, times=1)
-    run_id = ec2.newest("slow")
-    assert "detaching; Ctrl-C again within 5 s stops the job" in err
-    assert f"error: detached; training job {run_id} goes on" in err
-    assert "billed" not in err
-    assert f"hint: follow it: harness train {run_id}; stop it: harness down {run_id}" in err
-    assert ec2.is_up()
-    assert ec2.left_over() != []
-    row = ec2.shown(run_id)
-    assert (row["platform"], row["training"]) == ("ec2", "Training")
+def test_signals_detach_and_a_second_ctrl_c_stops_with_a_checkpoint(ec2: Commands) -> None:
+    argument = "slow.toml"
+    for signum, code, times in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 2)):
+        child = ec2.started(
+            "train", argument, *(("--platform", "ec2") if argument == "slow.toml" else ()), until="loss"
+        )
+        err = interrupted(child, signum, code, times)
+        run_id = argument = ec2.newest("slow")
+        assert ("detaching; Ctrl-C again within 5 s stops the job" in err) == (signum == signal.SIGINT)
+        assert f"error: detached; training job {run_id} goes on" in err
+        assert "billed" not in err
+        assert f"hint: follow it: harness train {run_id}; stop it: harness down {run_id}" in err
+        assert ec2.is_up()
+        assert ec2.left_over() != []
+        row = ec2.shown(run_id)
+        assert (row["platform"], row["training"]) == ("ec2", "Training")
 
     again = ec2.started("train", run_id, until="loss")
+    assert ec2.created(run_id) == {run_id: 1}, "it was the job that survived"
     again.send_signal(signal.SIGINT)
     said = ""
     assert again.stderr is not None
@@ -77,27 +82,13 @@ def test_the_first_ctrl_c_detaches_and_a_second_one_stops_with_a_checkpoint(ec2:
     found = re.search(r"error: interrupted; training stands at step (\d+), saved", err)
     assert found, err
     assert f"hint: go on: harness train {run_id}" in err
-    assert ec2.created(run_id) == {run_id: 1}, "it was the job that survived"
     assert ec2.left_over() == []
     assert not ec2.is_up(), "nothing needs it any more"
     assert ec2.shown(run_id)["training"] == "Stopped"
-
-    on = ec2.started("train", run_id, until="loss")
-    interrupted(on, signal.SIGTERM, 143, times=1)
-    log = (ec2.record(run_id) / "logs" / "train.log").read_text()
-    assert f"resuming from checkpoint-{found[1]}\n" in log
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_term_and_hup_detach_at_once(ec2: Commands, signum: int, code: int) -> None:
-    child = ec2.started("train", "slow.toml", "--platform", "ec2", until="loss")
-    err = interrupted(child, signum, code)
-    run_id = ec2.newest("slow")
-    assert f"error: detached; training job {run_id} goes on" in err
-    assert "Ctrl-C again" not in err
-    assert ec2.shown(run_id)["training"] == "Training"
+    killed(ec2.started("train", run_id, until="loss"))
+    assert f"resuming from checkpoint-{found[1]}\n" in (ec2.record(run_id) / "logs" / "train.log").read_text()
     down = ec2("down", run_id)
-    assert down.stdout == f"deleted: {run_id}\n", down.stderr
+    assert down.stdout == f"deleted: {run_id}-r2\n", down.stderr
     assert not ec2.is_up()
 
 

@@ -17,11 +17,14 @@ from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
 from harness.aws.session import Aws
 from harness.aws.transfer import Transfer
-from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound
+from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound, Refused
 from harness.executors import docker, neuron, neuron_host
 from harness.executors.docker import User
 from harness.executors.spec import ContainerSpec
 from harness.images import build as images
+from harness.local.jobs.worker import JobWorker
+from harness.local.service import Service
+from harness.local.store.objects import ObjectStore
 from harness.local.store.s3 import S3Store
 from harness.record import Record
 from harness.run import host_checks, platforms
@@ -330,3 +333,26 @@ def test_a_bucket_that_is_not_there_is_told_with_the_rest(
         f"no image {GOOD[0]}"[:30],
         "there is no bucket another-bucket"[:30],
     ]
+
+
+def test_a_job_goes_on_while_s3_refuses_its_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service = Service(tmp_path, ObjectStore(tmp_path / "s3"), telemetry=None, account="0" * 12)  # type: ignore[arg-type]
+    service.jobs.add(
+        "us-west-2", "job", {"request": {"AlgorithmSpecification": {}}, "describe": {"CreationTime": 0.0}}
+    )
+    worker = JobWorker(service, "us-west-2", "job")
+    worker.followers = {}
+
+    class Runner:
+        tried = 0
+
+        def save_checkpoints(self, copy: bool) -> None:
+            self.tried += 1
+            raise Refused("the AWS credentials have expired")
+
+    runner = Runner()
+    for _ in range(2):
+        worker._synced -= 60
+        worker._tick(runner)  # type: ignore[arg-type]
+    assert runner.tried == 2
+    assert "checkpoints of job are not stored yet: the AWS credentials have expired" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def test_who_leaves_a_job_on_aws_is_told_that_it_is_billed(record: Record) -> No
 def refused(record: Record, *events: dict[str, str]) -> list[tuple[str, str]]:
     """What follows a refusal that comes after these lines of the ledger, and the hints."""
     run = Run(record, None, None)  # type: ignore[arg-type]
-    with pytest.raises(Refused) as error, steps.working_on(run, "deploy", Said()):
+    with pytest.raises(Refused) as error, steps.working_on(run.record, "deploy", Said()):
         for event in events:
             record.note(**{"kind": "endpoint", "name": f"{record.id}-tuned", "region": "eu-west-1", **event})
         raise Refused("no")

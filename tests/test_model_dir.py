@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 
 from containers import model_dir
 from harness.assets import tiny
-from harness.stacks import known_models
+from harness.spec.stacks import known_models
 
 KNOWN = known_models("sdk2.20")
 
@@ -122,7 +122,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
         (config(rope_scaling={"type": "ntk"}), 'rope_scaling of type "ntk" is not known'),
         (config(model_type="mine", auto_map={"AutoModelForCausalLM": "modeling.Mine"}), "needs code of its own"),
         (config(model_type="lama"), 'did you mean "llama"?'),
-        (config(model_type="qwen3"), 'model type "qwen3" is no causal language model of transformers 4.48.1'),
+        (config(model_type="qwen3"), 'model type "qwen3" is not a causal language model of transformers 4.48.1'),
         (config(model_type=...), "model_type is missing"),
         (config(architectures=["LlamaForSequenceClassification"]), "it was trained for another task"),
         (config(quantization_config={"quant_method": "gptq", "bits": 4}), "the model is quantised (gptq)"),
@@ -149,9 +149,9 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
         (file("tokenizer_config.json", '{"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["a", null]}}'),
          "its code (auto_map) is not run in the image"),
         (removed("model.safetensors"), "no weights (model.safetensors)"),
-        (file("model.safetensors", ""), "no safetensors file, or cut off in its header: 0 bytes"),
+        (file("model.safetensors", ""), "not a safetensors file, or cut off in its header: 0 bytes"),
         (file("model.safetensors", LFS), "model.safetensors: a Git LFS pointer, not the weights"),
-        (file("model.safetensors", "<html>not found</html>"), "no safetensors file"),
+        (file("model.safetensors", "<html>not found</html>"), "not a safetensors file"),
         (cut(5000), "it is cut off"),
         (cut(20), "cut off in its header"),
         (header(lambda t: t["model.norm.weight"].update(shape=[5])), "the size of model.norm.weight does not fit"),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from containers.contract import is_credential
 from containers.model_dir import Finding
 
 Scalar = bool | int | float | str
@@ -99,7 +100,6 @@ NO_USE = {
     **dict.fromkeys(("tokenizer_name", "config_name", "model_type", "config_overrides"), "they come from the model"),
     **dict.fromkeys(("cache_dir",), "set HF_HOME in the job's environment"),
 }
-SECRETS = ("token", "hub_token", "use_auth_token", "push_to_hub_token")
 # https://docs.github.com/code-security/secret-scanning lists the prefixes.
 _SECRET_VALUE = re.compile(
     r"^(hf_[A-Za-z0-9]{16,}|(AKIA|ASIA)[0-9A-Z]{12,}|sk-[A-Za-z0-9-]{16,}|ghp_[A-Za-z0-9]{16,})"
@@ -109,24 +109,24 @@ _SECRET_VALUE = re.compile(
 def unknown(name: str, settable: list[str]) -> Finding:
     """A flag that the trainer does not have, with what it may be called here."""
     if name in NO_USE:
-        return Finding(f"{name} is no flag of this trainer", NO_USE[name], "remove it")
+        return Finding(f"{name} is not a flag of run_clm", NO_USE[name], "remove it")
     other = ELSEWHERE.get(name)
     close = get_close_matches(name, settable, 1)
     hint = f'did you mean "{other or close[0]}"?' if other or close else ""
     starts = [known for known in settable if known.startswith(name)]
     if starts and not other:
         hint = f"names are not shortened: {', '.join(starts[:4])}"
-    return Finding(f"{name} is no flag of this trainer", hint=hint)
+    return Finding(f"{name} is not a flag of run_clm", hint=hint)
 
 
 def secrets(values: Mapping[str, Scalar]) -> Iterator[Finding]:
     """Values that would be printed and stored with every copy of the request; they are not repeated here."""
     for name, value in values.items():
-        if (name in SECRETS and value) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
+        if is_credential(name) or (isinstance(value, str) and _SECRET_VALUE.match(value)):
             yield Finding(
-                f"{name} is a secret",
-                "hyperparameters are stored with the job and printed in its log",
-                'store it in AWS Secrets Manager and name its ARN in [secrets] of the profile: HF_TOKEN = "arn:..."',
+                f"{name} is a credential",
+                "it would stand in the request, the record and the job's log",
+                "revoke it; put the ARN of a secret under [secrets] in the profile, as HF_TOKEN (docs/aws.md)",
             )
 
 
@@ -144,7 +144,7 @@ def _one(name: str, value: Scalar, option: Mapping[str, Any]) -> Iterator[Findin
     if choices and value not in ("", "None") and str(value) not in choices:
         close = get_close_matches(str(value), choices, 1)
         hint = f'did you mean "{close[0]}"?' if close else f"one of {', '.join(choices)}"
-        yield Finding(f'{name} = "{value}" is no choice', hint=hint)
+        yield Finding(f'{name} = "{value}" is not a valid choice', hint=hint)
         return
     if name == "optim" and value not in OPTIMIZERS:
         yield Finding(
@@ -157,9 +157,9 @@ def _one(name: str, value: Scalar, option: Mapping[str, Any]) -> Iterator[Findin
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not math.isfinite(value):
-        yield Finding(f"{name} = {value} is no finite number")
+        yield Finding(f"{name} = {value}: must be a finite number")
     elif name in RANGES and not RANGES[name][0](value):
-        yield Finding(f"{name} = {value} must be {RANGES[name][1]}")
+        yield Finding(f"{name} = {value}: must be {RANGES[name][1]}")
 
 
 def _together(values: Mapping[str, Scalar], options: Options, has_validation: bool | None) -> Iterator[Finding]:

@@ -215,12 +215,12 @@ def _architecture(config: Mapping[str, Any], known: Known) -> Iterator[Finding]:
     elif kind not in known.model_types:
         close = get_close_matches(kind, known.model_types, 1)
         hint = f'did you mean "{close[0]}"?' if close else "take an older model, or another stack"
-        yield Finding(f'config.json: model type "{kind}" is no causal language model of {version}', hint=hint)
+        yield Finding(f'config.json: model type "{kind}" is not a causal language model of {version}', hint=hint)
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else []:
         if isinstance(name, str) and name.endswith(_OTHER_TASKS):
             why = "it was trained for another task: its output layer is another one"
-            yield Finding(f"config.json: architecture {name} is no causal language model", why)
+            yield Finding(f"config.json: architecture {name} is not a causal language model", why)
 
 
 def _rope(config: Mapping[str, Any], known: Known) -> Iterator[Finding]:
@@ -384,7 +384,7 @@ def _header(path: Path, found: list[Finding]) -> dict[str, dict[str, Any]] | Non
         found.append(Finding(f"{path.name}: a Git LFS pointer, not the weights", hint="git lfs pull"))
         return None
     if length <= 0 or length > _MAX_HEADER or length > size - 8:
-        problem = "no safetensors file, or cut off in its header"
+        problem = "not a safetensors file, or cut off in its header"
     else:
         try:
             header = json.loads(text)
@@ -401,7 +401,7 @@ def _header(path: Path, found: list[Finding]) -> dict[str, dict[str, Any]] | Non
 def _wrong_header(header: Any, size: int) -> str:
     """What is wrong with a header for `size` bytes of values."""
     if not isinstance(header, dict):
-        return "its header is no JSON object"
+        return "its header is not a JSON object"
     end = 0
     for name, tensor in header.items():
         if name == "__metadata__":
@@ -429,7 +429,7 @@ def _pickle(path: Path) -> Iterator[Finding]:
     if start.startswith(_LFS):
         yield Finding(f"{path.name}: a Git LFS pointer, not the weights", hint="git lfs pull")
     elif not start.startswith((b"PK\x03\x04", b"\x80")):
-        yield Finding(f"{path.name}: no file of torch.save", f"{size} bytes", "download it again")
+        yield Finding(f"{path.name}: not a file of torch.save", f"{size} bytes", "download it again")
     elif start.startswith(b"PK"):
         with path.open("rb") as handle:
             handle.seek(max(0, size - (1 << 16)))

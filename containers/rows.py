@@ -115,7 +115,9 @@ def format_problem(format_: str | None, columns: Mapping[str, str]) -> str:
     known = COLUMNS if format_ is None else [n for group in FORMATS[format_] for n in group]
     unknown = [name for name in columns if name not in known]
     if unknown:
-        return f"columns: {', '.join(unknown)} is no column of {format_ or 'any format'}; known: {', '.join(known)}"
+        return (
+            f"columns: {', '.join(unknown)} is not a column of {format_ or 'any format'}; known: {', '.join(known)}"
+        )
     return ""
 
 
@@ -137,7 +139,7 @@ def files(sources: Path | Sequence[Path]) -> list[Path]:
             strange = [p.name for p in inside if _suffixes(p)[0] is None and p.suffix not in ("", *COMPRESSED)]
             if strange:
                 shown = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
-                raise RowsError(f"{source}: {shown}: no kind of data file", f"known: {', '.join(SUFFIXES)}")
+                raise RowsError(f"{source}: {shown}: not a data file", f"known: {', '.join(SUFFIXES)}")
             if parts := _parts(source, inside):
                 raise RowsError(f"{source}: holds {parts}", "name the files of each channel, or a directory for each")
             found += inside
@@ -234,7 +236,7 @@ def kind_of(path: Path) -> tuple[str, str | None]:
     if really != packed:
         if really is None and head:
             raise RowsError(
-                f"{path.name}: named {path.suffix}, but no {packed} archive", "rename or download it again"
+                f"{path.name}: named {path.suffix}, but not a {packed} archive", "rename or download it again"
             )
         if really is not None:
             suffix = next(s for s, name in COMPRESSED.items() if name == really)
@@ -251,7 +253,7 @@ def kind_of(path: Path) -> tuple[str, str | None]:
     if kind is None and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
         kind = "json"
     if kind is None:
-        raise RowsError(f"{path.name}: no known kind of data file", f"name it by one of {', '.join(SUFFIXES)}")
+        raise RowsError(f"{path.name}: not a known kind of data file", f"name it by one of {', '.join(SUFFIXES)}")
     return kind, packed
 
 
@@ -264,7 +266,9 @@ def _text_or_parquet(path: Path, head: bytes, kind: str | None) -> None:
         raise RowsError(f"{path.name}: this is {what}", hint)
     if head.startswith(b"PAR1") != (kind == "parquet") and (kind is not None):
         if kind == "parquet":
-            raise RowsError(f"{path.name}: named {path.suffix}, but no Parquet file", "rename or download it again")
+            raise RowsError(
+                f"{path.name}: named {path.suffix}, but not a Parquet file", "rename or download it again"
+            )
         raise RowsError(f"{path.name}: this is a Parquet file", f"name it {path.stem}.parquet")
     if head.startswith(b"PAR1"):
         return
@@ -274,7 +278,7 @@ def _text_or_parquet(path: Path, head: bytes, kind: str | None) -> None:
         odd, even = head[1:4096:2].count(0), head[0:4096:2].count(0)
         wide = "UTF-16" if max(odd, even) * 4 > min(len(head), 4096) else "binary"
     if wide == "binary":
-        raise RowsError(f"{path.name}: binary data, no text", f"known: {', '.join(SUFFIXES)}")
+        raise RowsError(f"{path.name}: binary data, not text", f"known: {', '.join(SUFFIXES)}")
     if wide:
         hint = f"iconv -f {wide} -t UTF-8 {path.name} > utf8-{path.name}"
         raise RowsError(f"{path.name}: this is {wide} text; UTF-8 is read", hint)
@@ -382,7 +386,7 @@ def _text(name: str, value: object) -> str:
     """What is wrong with a value that is to be text; empty where it is."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            return f"{name} has half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+            return f"{name} has half of a surrogate pair (\\ud800 to \\udfff), which is not a character"
         return ""
     if value is None:
         return f"{name} is null; it must be text"
@@ -484,7 +488,7 @@ def _message(message: object) -> dict[str, Any] | str:
         parts = [p.get("text") if isinstance(p, dict) and p.get("type", "text") == "text" else None for p in content]
         if not all(isinstance(p, str) for p in parts):
             kinds = sorted({str(p.get("type")) if isinstance(p, dict) else type(p).__name__ for p in content})
-            return f"content has parts that are no text ({', '.join(kinds)}); only text is trained on"
+            return f"content has parts that are not text ({', '.join(kinds)}); only text is trained on"
         content = "".join(cast("list[str]", parts))
     if problem := _text("content", content):
         return problem

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from containers import hyperparameters
-from harness.stacks import train_options
+from harness.spec.stacks import train_options
 
 OPTIONS = train_options("sdk2.20")
 
@@ -20,7 +20,10 @@ def found(values: dict[str, Any], has_validation: bool | None = True) -> list[st
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"lr_scheduler_type": "cosin"}, 'lr_scheduler_type = "cosin" is no choice (did you mean "cosine"?)'),
+        (
+            {"lr_scheduler_type": "cosin"},
+            'lr_scheduler_type = "cosin" is not a valid choice (did you mean "cosine"?)',
+        ),
         ({"lr_scheduler_type": "polynom"}, 'did you mean "polynomial"?'),
         ({"eval_strategy": "step"}, 'did you mean "steps"?'),
         ({"eval_strategy": "never"}, "one of no, steps, epoch"),
@@ -29,29 +32,29 @@ def found(values: dict[str, Any], has_validation: bool | None = True) -> list[st
         ({"too_long": "cut"}, "one of drop, truncate"),
         ({"half_precision_backend": "apex"}, "one of xla, amp"),
         ({"neuron_cc_optlevel": 4}, "one of 1, 2, 3"),
-        ({"optim": "adamw"}, 'optim = "adamw" is no choice'),
+        ({"optim": "adamw"}, 'optim = "adamw" is not a valid choice'),
         ({"optim": "paged_adamw_8bit"}, "it needs a package or a kernel that the training image lacks"),
-        ({"learning_rate": float("nan")}, "learning_rate = nan is no finite number"),
-        ({"learning_rate": float("inf")}, "learning_rate = inf is no finite number"),
-        ({"learning_rate": -1e-5}, "learning_rate = -1e-05 must be 0 or more"),
-        ({"weight_decay": float("-inf")}, "weight_decay = -inf is no finite number"),
-        ({"max_train_samples": -1}, "max_train_samples = -1 must be 1 or more"),
-        ({"max_eval_samples": 0}, "max_eval_samples = 0 must be 1 or more"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size = 0 must be 1 or more"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps = 0 must be 1 or more"),
-        ({"block_size": 0}, "block_size = 0 must be 2 or more"),
-        ({"max_steps": 0}, "max_steps = 0 must be 1 or more, or -1 for no limit"),
-        ({"num_train_epochs": 0}, "num_train_epochs = 0 must be above 0"),
-        ({"num_train_epochs": -3.0}, "num_train_epochs = -3.0 must be above 0"),
-        ({"warmup_ratio": 1.5}, "warmup_ratio = 1.5 must be between 0 and 1"),
-        ({"warmup_steps": -1}, "warmup_steps = -1 must be 0 or more"),
-        ({"adam_beta2": 1.0}, "adam_beta2 = 1.0 must be 0 or more and below 1"),
-        ({"label_smoothing_factor": 1}, "label_smoothing_factor = 1 must be 0 or more and below 1"),
-        ({"logging_steps": 0}, "logging_steps = 0 must be 1 or more, or a share of all steps below 1"),
-        ({"save_steps": 2.5}, "save_steps = 2.5 must be 1 or more, or a share"),
-        ({"save_total_limit": 0}, "save_total_limit = 0 must be 1 or more"),
-        ({"seed": -1}, "seed = -1 must be between 0 and 4294967295"),
-        ({"tensor_parallel_size": 0}, "tensor_parallel_size = 0 must be 1 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan: must be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate = inf: must be a finite number"),
+        ({"learning_rate": -1e-5}, "learning_rate = -1e-05: must be 0 or more"),
+        ({"weight_decay": float("-inf")}, "weight_decay = -inf: must be a finite number"),
+        ({"max_train_samples": -1}, "max_train_samples = -1: must be 1 or more"),
+        ({"max_eval_samples": 0}, "max_eval_samples = 0: must be 1 or more"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size = 0: must be 1 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps = 0: must be 1 or more"),
+        ({"block_size": 0}, "block_size = 0: must be 2 or more"),
+        ({"max_steps": 0}, "max_steps = 0: must be 1 or more, or -1 for no limit"),
+        ({"num_train_epochs": 0}, "num_train_epochs = 0: must be above 0"),
+        ({"num_train_epochs": -3.0}, "num_train_epochs = -3.0: must be above 0"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio = 1.5: must be between 0 and 1"),
+        ({"warmup_steps": -1}, "warmup_steps = -1: must be 0 or more"),
+        ({"adam_beta2": 1.0}, "adam_beta2 = 1.0: must be 0 or more and below 1"),
+        ({"label_smoothing_factor": 1}, "label_smoothing_factor = 1: must be 0 or more and below 1"),
+        ({"logging_steps": 0}, "logging_steps = 0: must be 1 or more, or a share of all steps below 1"),
+        ({"save_steps": 2.5}, "save_steps = 2.5: must be 1 or more, or a share"),
+        ({"save_total_limit": 0}, "save_total_limit = 0: must be 1 or more"),
+        ({"seed": -1}, "seed = -1: must be between 0 and 4294967295"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size = 0: must be 1 or more"),
         ({"pipeline_parallel_num_microbatches": 0}, "must be 1 or more, or -1 for no limit"),
         ({"validation_split_percentage": 90}, "must be between 1 and 50"),
         ({"fp16": True}, "use bf16, which Trainium is made for"),
@@ -118,7 +121,7 @@ def test_what_is_right_has_no_line(values: dict[str, Any]) -> None:
         ("num_train", "names are not shortened: num_train_epochs"),
         ("trust_remote_code", "code of a model's repository is not run"),
         ("preprocessing_num_workers", "rows are tokenised as they are read"),
-        ("colour", "colour is no flag of this trainer"),
+        ("colour", "colour is not a flag of run_clm"),
     ],
 )
 def test_flags_that_there_are_not(name: str, said: str) -> None:
@@ -134,9 +137,9 @@ def test_secrets_are_refused_and_never_repeated() -> None:
         {"run_name": "AKIA" + "B" * 16},
     ):
         (finding,) = hyperparameters.secrets(values)
-        assert "is a secret" in finding.what and "[secrets]" in finding.hint
+        assert "is a credential" in finding.what and "[secrets]" in finding.hint
         assert not any(str(value) in str(finding) for value in values.values())
-    assert list(hyperparameters.secrets({"token": "", "run_name": "hf_run", "learning_rate": 1.0})) == []
+    assert list(hyperparameters.secrets({"run_name": "hf_run", "learning_rate": 1.0})) == []
 
 
 def test_hyperparameters_of_the_sagemaker_sdks() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from harness import checks, plan, stacks
 from harness.assets import tiny
 from harness.errors import InvalidInput
-from harness.invoke import read_prompts
-from harness.platforms import sources
-from harness.profile import Profile
 from harness.record import Record
-from harness.runfile import RunFile
+from harness.run import inputs
+from harness.run.invoke import read_prompts
+from harness.spec import checks, plan, stacks
+from harness.spec.profile import Profile
+from harness.spec.runfile import RunFile
 
 STACK = stacks.get("sdk2.20")
 ROWS = "\n".join(json.dumps({"prompt": f"q{i}", "completion": " a"}) for i in range(4))
@@ -50,17 +50,17 @@ def planned(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "train", "said"),
     [
-        ("", 'lr_scheduler_type = "cosin"', 'train.lr_scheduler_type = "cosin" is no choice'),
-        ("", "learning_rate = -1e-5", "train.learning_rate = -1e-05 must be 0 or more"),
-        ("", "learning_rate = nan", "train.learning_rate = nan is no finite number"),
-        ("", "max_train_samples = -1", "train.max_train_samples = -1 must be 1 or more"),
-        ("", "num_train = 3", "train.num_train is no flag of this trainer"),
+        ("", 'lr_scheduler_type = "cosin"', 'train.lr_scheduler_type = "cosin" is not a valid choice'),
+        ("", "learning_rate = -1e-5", "train.learning_rate = -1e-05: must be 0 or more"),
+        ("", "learning_rate = nan", "train.learning_rate = nan: must be a finite number"),
+        ("", "max_train_samples = -1", "train.max_train_samples = -1: must be 1 or more"),
+        ("", "num_train = 3", "train.num_train is not a flag of run_clm"),
         ("", 'eval_strategy = "steps"', 'train.eval_strategy = "steps" cannot evaluate'),
-        ("", 'token = "hf_abcdefghijklmnopqrstuvwxyz"', "train.token is a secret"),
+        ("", 'token = "hf_abcdefghijklmnopqrstuvwxyz"', "train.token is a credential"),
         ("", "packing = true\npipeline_parallel_size = 2", "train.packing does not work with pipeline"),
         ("", 'train_file = "x"', "train.train_file comes from [model] and [data]"),
         ('train_on = "all"', 'train_on = "all"', "train.train_on is in [data], too"),
-        ('columns = { promt = "q" }', "", "columns: promt is no column"),
+        ('columns = { promt = "q" }', "", "columns: promt is not a column"),
         ('format = "chatml"', "", "data.format"),
         ("validation_split_percentage = 90", "", "data.validation_split_percentage = 90"),
         ('columns = { prompt = "question" }', "", "rows.jsonl line 1: column question (prompt) is missing"),
@@ -104,7 +104,7 @@ def test_the_model_directory_is_read(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").write_bytes(b"1234")
     lines = problems(path)
     assert any('model.id: config.json: model type "lama"' in line for line in lines)
-    assert any("model.id: model.safetensors: no safetensors file" in line for line in lines)
+    assert any("model.id: model.safetensors: not a safetensors file" in line for line in lines)
 
 
 def test_datas_options_are_the_trainers_hyperparameters(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_prefix_in_s3_is_the_channel(tmp_path: Path) -> None:
 
 
 def staged(path: Path, folder: Path) -> dict[str, Path]:
-    return sources.channels(checks.load(path, STACK), Record("x-1", folder), print)
+    return inputs.channels(checks.load(path, STACK), Record("x-1", folder), print)
 
 
 def test_what_is_uploaded_is_unpacked_and_in_order(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_is_uploaded_is_unpacked_and_in_order(tmp_path: Path) -> None:
 
 
 def test_the_run_files_templates_are_the_trainers() -> None:
-    from harness.runfile import TEMPLATE_NAMES
+    from harness.spec.runfile import TEMPLATE_NAMES
     from train.render import TEMPLATES
 
     assert set(TEMPLATE_NAMES) == set(TEMPLATES)

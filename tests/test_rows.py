@@ -209,7 +209,7 @@ def test_columns_by_other_names() -> None:
     assert rows.check({"body": "a", "prompt": "x", "completion": "y"}, Reading({"text": "body"})) == {"text": "a"}
     both = {"text": "t", "prompt": "a", "completion": "b"}
     assert rows.check(both, Reading(format="text")) == {"text": "t"}
-    with pytest.raises(rows.RowsError, match="columns: promt is no column"):
+    with pytest.raises(rows.RowsError, match="columns: promt is not a column"):
         Reading({"promt": "a"})
     with pytest.raises(rows.RowsError, match="format 'json' is not known; known: messages"):
         Reading(format="json")
@@ -265,26 +265,27 @@ USER, SAYS = '{"messages": [{"role": "user", "content": "a"}, ', '"assistant", "
         ("a.jsonl", b'{"messages": null}', "messages must be a list of messages, not null"),
         ("a.jsonl", (USER + '{"role": ' + SAYS + "null}]}").encode(), "message 2: content is null"),
         ("a.jsonl", (USER + '{"role": ' + SAYS + '[{"type": "image_url"}]}]}').encode(),
-         "content has parts that are no text (image_url)"),
+         "content has parts that are not text (image_url)"),
         ("a.jsonl", (USER + '{"role": ' + SAYS + '"b", "weight": 2}]}').encode(), "weight must be 0 or 1, not 2"),
-        ("a.jsonl", gzip.compress(b'{"text": "a"}'), "a.jsonl: this is a gzip archive"),
+        ("a.jsonl", gzip.compress(b'{"text": "a"}', mtime=0), "a.jsonl: this is a gzip archive"),
         ("a.jsonl", b"\x28\xb5\x2f\xfd....", "a.jsonl: this is a zstd archive"),
-        ("a.jsonl.gz", b'{"text": "a"}', "a.jsonl.gz: named .gz, but no gzip archive"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9999)[:60], "damaged gzip archive (Compressed file ended"),
-        ("a.jsonl.gz", gzip.compress(json.dumps({"text": "".join(map(str, range(200_000)))}).encode())[:-9],
+        ("a.jsonl.gz", b'{"text": "a"}', "a.jsonl.gz: named .gz, but not a gzip archive"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9999, mtime=0)[:60],
+         "damaged gzip archive (Compressed file ended"),
+        ("a.jsonl.gz", gzip.compress(json.dumps({"text": "".join(map(str, range(200_000)))}).encode(), mtime=0)[:-9],
          "a.jsonl.gz: cannot be read to its end"),
-        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar" + b"\0" * 999), "this is a tar archive"),
+        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar" + b"\0" * 999, mtime=0), "this is a tar archive"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "a.jsonl: this is UTF-16 text; UTF-8 is read"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16-le"), "a.jsonl: this is UTF-16 text; UTF-8 is read"),
         ("a.csv", "text\na".encode("utf-32"), "a.csv: this is UTF-32 text"),
-        ("a.jsonl", bytes(range(256)), "a.jsonl: binary data, no text"),
+        ("a.jsonl", bytes(range(256)), "a.jsonl: binary data, not text"),
         ("a.jsonl", b"PAR1......PAR1", "a.jsonl: this is a Parquet file"),
-        ("a.parquet", b'{"text": "a"}', "a.parquet: named .parquet, but no Parquet file"),
+        ("a.parquet", b'{"text": "a"}', "a.parquet: named .parquet, but not a Parquet file"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself"),
         ("a.jsonl", b"<!DOCTYPE html><html>", "this is an HTML page"),
         ("a.jsonl", b"%PDF-1.7", "this is a PDF document"),
         ("a.arrow", b"ARROW1..", "this is an Arrow file"),
-        ("a.xyz", b"hello", "a.xyz: no known kind of data file"),
+        ("a.xyz", b"hello", "a.xyz: not a known kind of data file"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -318,7 +319,7 @@ def test_a_directory_is_its_files_by_name(tmp_path: Path) -> None:
     assert [v["text"] for v in read(folder)] == ["a", "b", "c", "d", "e"]
     assert [v["text"] for v in read(folder / "b.csv", folder / "a.jsonl")] == ["b", "a"]
     (folder / "notes.docx").write_text("x")
-    with pytest.raises(rows.RowsError, match=r"notes\.docx: no kind of data file"):
+    with pytest.raises(rows.RowsError, match=r"notes\.docx: not a data file"):
         rows.files(folder)
 
 

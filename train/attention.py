@@ -113,7 +113,7 @@ def attention(
     if not (proven and square and plain and whole) or dropout or more.get("is_causal") is False:
         return _upstream(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more)
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
-    out = BlockAttention.apply(query, key, value, attention_mask, scale)  # type: ignore[no-untyped-call]
+    out = BlockAttention.apply(query, key, value, attention_mask, scale)
     return out.transpose(1, 2).contiguous(), None
 
 

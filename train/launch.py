@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from containers.contract import Paths, Resources, read_training_input
+from train import gloo
 
 CORES_PER_DEVICE = 2  # Trainium 1 and Inferentia 2; optimum-neuron 0.0.28 counts so, too (utils/cache_utils.py)
 PRECOMPILE_ENV = "RUN_NEURON_PARALLEL_COMPILE"  # the name SageMaker's training toolkit knows it by
@@ -23,7 +23,6 @@ EXTRACT_ENV = "NEURON_EXTRACT_GRAPHS_ONLY"  # set by neuron_parallel_compile for
 # Of one core, operations a second: Trainium 1 has 190 TFLOPS in bf16 and 47.5 in fp32 on two
 # (https://aws.amazon.com/machine-learning/trainium/, AWS Neuron documentation, trn1 architecture).
 PEAK_FLOPS = {"bf16": 95e12, "fp32": 23.75e12}
-LOCAL_PORTS = 2000
 RENDEZVOUS_PORT = 41000  # as in AWS's multi-node examples
 
 # name -> (value, source). Flags of NEURON_CC_FLAGS are added to what the user gave; everything else is a default.
@@ -108,30 +107,15 @@ def early_environment(who: Resources, given: Mapping[str, str]) -> dict[str, str
     return {name: value for name, (value, _) in wanted.items() if name not in given}
 
 
-def host_environment(who: Resources, given: Mapping[str, str]) -> dict[str, str]:
-    """Device cpu over several hosts: the interface that gloo connects by. Processes of one machine, as executor
-    `process` runs a job's hosts, have loopback addresses of their own."""
-    local = all(host.startswith("127.") for host in who.hosts)
-    wanted = {"GLOO_SOCKET_IFNAME": "lo" if local else who.network_interface}
-    return {name: value for name, value in wanted.items() if name not in given}
-
-
-def port(given: Mapping[str, str], device: str) -> int:
-    """Where the hosts of a job meet. On device cpu several jobs may have one machine's network: a port for each."""
-    if device == "neuron":
-        return RENDEZVOUS_PORT
-    return RENDEZVOUS_PORT + 1 + zlib.crc32(given.get("TRAINING_JOB_NAME", "").encode()) % LOCAL_PORTS
-
-
 def command(
     argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str, device: str = "neuron"
 ) -> list[str]:
     """torchrun over all hosts of the job; behind neuron_parallel_compile where the job is to compile only."""
-    workers = cores(given) if device == "neuron" else 1
+    workers, port = (cores(given), RENDEZVOUS_PORT) if device == "neuron" else (1, gloo.port(given))
     words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={workers}"]
     if len(hosts) > 1:
         words += [f"--nnodes={len(hosts)}", f"--node_rank={hosts.index(host)}"]
-        words += [f"--master_addr={hosts[0]}", f"--master_port={port(given, device)}"]
+        words += [f"--master_addr={hosts[0]}", f"--master_port={port}"]
     else:
         words.append("--standalone")
     words += ["-m", "train.run_clm", *argv]
@@ -157,5 +141,5 @@ def start_workers(argv: list[str]) -> None:
     words = command(argv, os.environ, who.ordered_hosts, who.current_host, device)
     print("launch:", " ".join(words), flush=True)
     sys.stdout.flush()
-    more = early_environment(who, os.environ) if device == "neuron" else host_environment(who, os.environ)
+    more = early_environment(who, os.environ) if device == "neuron" else gloo.environment(who, os.environ)
     os.execvpe(words[0], words, {**os.environ, **more})  # noqa: S606 (no shell, on purpose)

@@ -98,6 +98,8 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
 # Results that are plain values to us: file -> variables.
 PLAIN = {
     "train/convert_gguf.py": {"values", "weights"},
+    "train/devices/cpu.py": {"outputs"},
+    "train/run_clm.py": {"config", "evaluated"},
     "train/devices/neuron.py": {"replicas", "rank", "weights", "found", "loader", "data"},
     "serve/engines/cpu.py": {"encoded", "text", "out"},
     "serve/engines/neuron.py": {"batching", "source", "job.text", "logits"},

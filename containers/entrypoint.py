@@ -35,6 +35,11 @@ CPU_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=68719476736:"
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 )
+# Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
+# default it turns for milliseconds at each barrier, on a core that another process would use: with others on the
+# machine a loop of small matrix products took three times as long as with 10,000, and alone it is no slower so
+# (docs/training-speed.md). Fewer are better still on a busy machine, and cost a tenth on a quiet one.
+CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "10000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
 SERVE_DRAIN = contract.SERVE_STOP_WAIT - 8  # requests in progress have this long before the server gets TERM
@@ -79,7 +84,7 @@ def _hide_in_failure(paths: Paths, secrets: tuple[bytes, ...]) -> None:
 
 def training_environment(env: dict[str, str]) -> dict[str, str]:
     """What the trainer needs besides the request's own environment, which wins. Neuron's part: train/launch.py."""
-    return {"GLIBC_TUNABLES": CPU_TUNABLES, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
+    return {**CPU_ENVIRONMENT, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
 
 
 def wait_for_hosts(resources: Resources, wait: float) -> None:
@@ -182,7 +187,7 @@ def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
     if env.get(contract.DEVICE_ENV) == "cpu":
         # DJL's launcher sets 1 where it is unset, which would leave every other core idle.
         defaults["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
-        defaults["GLIBC_TUNABLES"] = CPU_TUNABLES
+        defaults |= CPU_ENVIRONMENT
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
     # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).
     options = [f"-Djava.io.tmpdir={scratch}", "-Djava.util.concurrent.ForkJoinPool.common.parallelism=64"]

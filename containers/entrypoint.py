@@ -36,10 +36,10 @@ CPU_TUNABLES = (
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 )
 # Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
-# default it turns for milliseconds at each barrier, on a core that another process would use: with others on the
-# machine a loop of small matrix products took three times as long as with 10,000, and alone it is no slower so
-# (docs/training-speed.md). Fewer are better still on a busy machine, and cost a tenth on a quiet one.
-CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "10000"}
+# default it turns for milliseconds at each barrier, on a core that another process would use. With other processes on
+# the machine a loop of small matrix products took 1.1 to 4.3 s by default, 0.4 s with 10,000 turns and 0.05 to 0.08 s
+# with 1,000 (benchmarks/busy.py, docs/training-speed.md).
+CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "1000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
 SERVE_DRAIN = contract.SERVE_STOP_WAIT - 8  # requests in progress have this long before the server gets TERM

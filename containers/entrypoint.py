@@ -38,7 +38,7 @@ CPU_TUNABLES = (
 # Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
 # default it turns for milliseconds at each barrier, on a core that another process would use. With other processes on
 # the machine a loop of small matrix products took 1.1 to 4.3 s by default, 0.4 s with 10,000 turns and 0.05 to 0.08 s
-# with 1,000 (benchmarks/busy.py, docs/training-speed.md).
+# with 1,000 (benchmarks/busy.py, docs/internals/training-speed.md).
 CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "1000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file

@@ -230,6 +230,8 @@ class Front:
             raise ApiError("NotImplemented", f"{kind} is not implemented by the local SageMaker", 501)
         if environ["REQUEST_METHOD"] != "POST":
             raise ApiError("MethodNotAllowed", "invocations are POST", 405)
+        asked = "InvokeEndpoint" if kind == "invocations" else "InvokeEndpointWithResponseStream"
+        self.service.faults.check_call(asked, {"EndpointName": name}, self.service.account, region)
         headers = _Headers(environ)
         answer = self.runtime.invoke(region, name, headers, body, stream=kind != "invocations")
         out = list(answer.headers.items())
@@ -246,6 +248,7 @@ class Front:
         if not isinstance(store, SharedStore):
             text = "the objects of this local SageMaker are in AWS's S3; ask there, without an endpoint URL for s3"
             raise ApiError("NotImplemented", text, 501)
+        self.service.faults.check_object(environ["REQUEST_METHOD"], environ.get("QUERY_STRING", ""), _decoded(path))
         answer = self.moto(environ, start)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             bucket, _, key = _decoded(path).lstrip("/").partition("/")

@@ -181,6 +181,11 @@ class SharedStore(ObjectStore):
                 if side.name != "bucket.json" and raw is not None:
                     self._take_metadata(folder.name, raw, side)
 
+    def region_of(self, bucket: str) -> str:
+        """Where moto has made the bucket."""
+        found = self.backend.buckets.get(bucket)
+        return str(found.region_name) if found is not None else ""
+
     # -- from moto
 
     def write(self, bucket: str, key: str, value: Any) -> Path:

@@ -15,6 +15,7 @@ from harness.spec.profile import Profile
 
 # Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
 READ_TIMEOUT = {"sagemaker-runtime": 490}
+LOCAL_CREDENTIALS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}  # nobody checks them
 # What a local SageMaker answers even where its objects are in AWS's S3.
 LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs")
 
@@ -54,10 +55,7 @@ class Aws:
             s3={"addressing_style": "path" if local else "auto"},
             proxies={} if local else None,
         )
-        more = {}
-        if local:
-            more = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
-            more["endpoint_url"] = profile.endpoint_url
+        more = {**LOCAL_CREDENTIALS, "endpoint_url": profile.endpoint_url} if local else {}
         try:
             session = _local_session() if local else self._aws_session()
             return session.client(service, region_name=region, config=config, **more)
@@ -108,6 +106,14 @@ class Aws:
             raise EndpointFailed(f"endpoint {name}: the stream broke", why) from None
         finally:
             stream.close()
+
+
+def read_models() -> None:
+    """Import boto3 and read what clients of a local SageMaker are made from, for whoever has to wait anyway."""
+    for service in (*LOCAL_SERVICES, "s3", "sts", "iam"):
+        _local_session().client(
+            service, region_name="us-west-2", endpoint_url="http://127.0.0.1", **LOCAL_CREDENTIALS
+        )
 
 
 def _session(profile_name: str) -> Any:

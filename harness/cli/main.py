@@ -12,7 +12,7 @@ import typer
 
 from harness import interrupts
 from harness.cli import account, cleanup, endpoints, images, local, output, runs, verify
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Interrupted
 
 app = typer.Typer(
     help="Fine-tune LLMs on AWS Trainium, serve them on Inferentia2; the same requests run on this machine.",
@@ -44,7 +44,7 @@ def main() -> None:
     interrupts.install()
     try:
         app(prog_name="harness")
-    except HarnessError as error:
+    except (HarnessError, Interrupted) as error:
         interrupts.ignore_signals()
         output.problems(error.problems)
         sys.exit(error.exit_code)

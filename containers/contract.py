@@ -161,9 +161,11 @@ def to_argv(hyperparameters: Mapping[str, str]) -> list[str]:
     """
     argv = []
     for key in sorted(hyperparameters):
-        argv.append(f"--{key}")
-        if hyperparameters[key] != "":
-            argv.append(hyperparameters[key])
+        value = hyperparameters[key]
+        if value.startswith("-"):  # -1e-5 would be taken for another flag
+            argv.append(f"--{key}={value}")
+        else:
+            argv += [f"--{key}", value] if value != "" else [f"--{key}"]
     return argv
 
 
@@ -222,8 +224,8 @@ def read_training_input(paths: Paths) -> TrainingInput:
 def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     """The trainer's argv: the hyperparameters, and every SageMaker path as an argument.
 
-    A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A data
-    channel must hold exactly one file; the model channel is passed as the directory it is.
+    A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A
+    data channel of one file is passed as that file, other channels as the directories they are.
     """
     given = dict(job.hyperparameters)
     for name in RESERVED_ARGUMENTS:
@@ -232,7 +234,7 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     for channel, argument in CHANNEL_ARGUMENTS.items():
         if channel in job.channels and argument not in given:
             folder = paths.channel(channel)
-            given[argument] = str(folder if channel == "model" else _only_file(folder))
+            given[argument] = str(folder if channel == "model" else _data(folder))
     # Checkpoints go where SageMaker synchronises them; only the finished model enters the artifact.
     given["output_dir"] = str(paths.checkpoints)
     given["export_dir"] = str(paths.model)
@@ -242,12 +244,11 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     return to_argv(given)
 
 
-def _only_file(folder: Path) -> Path:
+def _data(folder: Path) -> Path:
     files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
-    if len(files) != 1:
-        found = ", ".join(p.name for p in files[:3]) or "nothing"
-        raise ContractError(f"channel {folder.name}: one data file expected, found {found}")
-    return files[0]
+    if not files:
+        raise ContractError(f"channel {folder.name}: no data file in {folder}")
+    return files[0] if len(files) == 1 else folder
 
 
 def write_failure(paths: Paths, text: str) -> None:

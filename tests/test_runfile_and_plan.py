@@ -98,7 +98,7 @@ train_instance = "ml.trn1.xlarge"
     )
     text = "\n".join(told)
     for part in (
-        'train.learnin_rate is not a flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
+        'train.learnin_rate is not a flag of run_clm |   hint: did you mean "learning_rate"?',
         "train.bf16 = 3: must be true or false",
         "train.output_dir is set by the container",
         'serve.n_position is not an option of the handler |   hint: did you mean "n_positions"?',

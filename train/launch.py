@@ -114,10 +114,17 @@ def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], h
     return ["neuron_parallel_compile", *words] if given.get(PRECOMPILE_ENV) == "1" else words
 
 
+def device_of(argv: list[str]) -> str:
+    """What --device says, which has to be known before the flags that the device adds can be read."""
+    for word, following in zip(argv, [*argv[1:], ""]):  # noqa: B905 (3.10)
+        if word == "--device" or word.startswith("--device="):
+            return word.partition("=")[2] or following
+    return "neuron"
+
+
 def start_workers(argv: list[str]) -> None:
     """Become torchrun where device neuron was asked for and this is no worker yet; otherwise return."""
-    device = argv[argv.index("--device") + 1] if "--device" in argv else "neuron"
-    if device != "neuron" or os.environ.get("TORCHELASTIC_RUN_ID"):
+    if device_of(argv) != "neuron" or os.environ.get("TORCHELASTIC_RUN_ID"):
         return
     who = read_training_input(Paths.from_environment()).resources
     words = command(argv, os.environ, who.ordered_hosts, who.current_host)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from transformers import AutoModelForCausalLM, Trainer
 
+from train import packing
 from train.consolidate import consolidate
 from train.data import IGNORED
 from train.devices.cpu import EpochSampler
@@ -195,6 +196,7 @@ class StaticTrainer(NeuronTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        inputs = packing.attention(inputs, next(model.parameters()).dtype)
         if not return_outputs:
             return super().compute_loss(model, inputs, num_items_in_batch)
         # Evaluation; a pipeline has its own way and never comes here. Upstream takes the mean over all batches, while

@@ -147,6 +147,6 @@ class ObjectStore:
 def link_or_copy(source: Path, target: Path) -> None:
     """A hard link, or a copy where the two are on different file systems."""
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # of a link its file: a relative one would lead nowhere
     except OSError:
         shutil.copyfile(source, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,6 +224,23 @@ def test_several_hosts_and_compiling_only() -> None:
     assert found["NEURON_PARALLEL_COMPILE_MAX_RETRIES"] == "1"
 
 
+def test_several_hosts_are_told_apart_by_the_toolkits_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SageMaker's training toolkit brings it; every container of a job is called "aws"."""
+    two = Resources(hosts=("algo-1", "algo-2"), instance_type="ml.trn1.32xlarge")
+    assert "LD_PRELOAD" not in launch.early_environment(two, {}), "it is not installed here"
+    library = tmp_path / "gethostname.cpython-311-x86_64-linux-gnu.so"
+    library.write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert launch.early_environment(two, {})["LD_PRELOAD"] == str(library)
+    assert "LD_PRELOAD" not in launch.early_environment(dataclasses.replace(two, hosts=("algo-1",)), {})
+    assert "LD_PRELOAD" not in launch.early_environment(two, {"LD_PRELOAD": "/x.so"})
+    library.rename(tmp_path / "gethostname.py")
+    importlib.invalidate_caches()
+    assert "LD_PRELOAD" not in launch.early_environment(two, {}), "another module of that name"
+
+
 def test_every_variable_has_its_source() -> None:
     for table in (launch.COMPILER_FLAGS, launch.ALWAYS, launch.EFA, launch.BF16, launch.BF16_XLA):
         assert all(value and len(source) > 10 for value, source in table.values())
@@ -242,7 +260,8 @@ def test_the_command_is_torchrun_over_all_hosts_in_their_order() -> None:
     assert {"--nproc_per_node=32", "--nnodes=3", "--node_rank=2", "--master_addr=algo-1"} <= set(words)
     assert words[-4:] == ["-m", "train.run_clm", "--bf16", ""]
     alone = launch.command([], {}, ("algo-1",), "algo-1")
-    assert "--standalone" in alone
+    assert {"--local_addr=127.0.0.1", "--rdzv_endpoint=127.0.0.1:0"} <= set(alone)
+    assert not {"--standalone", "--nnodes=1"} & set(alone), "a host that is alone asks nobody for its own name"
     assert launch.command([], {"RUN_NEURON_PARALLEL_COMPILE": "1"}, ("a",), "a") == [
         "neuron_parallel_compile",
         *alone,

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from containers import lab
+
 DEFAULT_BASE = "/opt/ml"
 # The same variable as SageMaker's own training toolkit uses to run on a plain host.
 BASE_ENV = "SAGEMAKER_BASE_DIR"
@@ -227,7 +229,9 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A
     data channel of one file is passed as that file, other channels as the directories they are.
     """
-    given = dict(job.hyperparameters)
+    given, lines = lab.understood(job.hyperparameters)
+    for line in lines:
+        print(f"entrypoint: {line}", flush=True)
     for name in RESERVED_ARGUMENTS:
         if name in given:
             raise ContractError(f"hyperparameter {name}: the container sets it from its base directory; remove it")

@@ -83,8 +83,12 @@ def training_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def wait_for_hosts(resources: Resources, wait: float) -> None:
-    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s."""
-    missing = [host for host in resources.ordered_hosts if host != resources.current_host]
+    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s.
+
+    The own one too, as SageMaker's toolkit does (entry_point.py): the first host opens its port at it. A host that is
+    alone needs no name.
+    """
+    missing = list(resources.ordered_hosts) if len(resources.hosts) > 1 else []
     deadline = time.monotonic() + wait
     while missing:
         missing = [host for host in missing if not _resolves(host)]

@@ -82,10 +82,18 @@ def breaks() -> str:
     return table.page()
 
 
+def fit() -> str:
+    """docs/reference/fit.md: the estimator against what people published."""
+    from tests.estimate.calibration import page
+
+    return page()
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["docs/reference/sagemaker-operations.md"] = operations
 FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/breaks.md"] = breaks
+FILES["docs/reference/fit.md"] = fit
 
 
 def main() -> int:

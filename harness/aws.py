@@ -6,6 +6,7 @@ ones, types, enumerations, patterns, lengths and ranges. AWS checks the same, af
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from harness.awserrors import refusal
 from harness.errors import EndpointFailed, InvalidInput, Problem, did_you_mean
 from harness.profile import Profile
+from harness.remembered import remembered
 
 # Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
 READ_TIMEOUT = {"sagemaker-runtime": 490}
@@ -149,15 +151,28 @@ def service_model(service: str) -> Any:
 
 def enum_values(service: str, shape: str) -> list[str]:
     """The members of an enumeration, for example ("sagemaker", "TrainingInstanceType")."""
-    return list(service_model(service).shape_for(shape).enum)
+
+    def read() -> list[str]:
+        return list(service_model(service).shape_for(shape).enum)
+
+    members: list[str] = remembered(read, "botocore", Path(__file__), "enum", service, shape)
+    return members
 
 
 def validate(service: str, operation: str, request: Mapping[str, Any]) -> None:
     """Raise InvalidInput with every way in which `request` does not fit `operation`'s input shape."""
-    shape = service_model(service).operation_model(operation).input_shape
-    found = [Problem(f"{operation}: {text}") for text in problems(request, shape)]
+
+    def check() -> list[str]:
+        return problems(request, service_model(service).operation_model(operation).input_shape)
+
+    try:
+        key = json.dumps(request, sort_keys=True)
+    except (TypeError, ValueError):  # something that is no JSON is a problem of its own
+        found = check()
+    else:
+        found = remembered(check, "botocore", Path(__file__), "validate", service, operation, key)
     if found:
-        raise InvalidInput.of(found)
+        raise InvalidInput.of([Problem(f"{operation}: {text}") for text in found])
 
 
 def problems(value: Any, shape: Any) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from harness import interrupts
-from harness.cli import account, doctor, endpoints, ends, images, local, output, runs, verify
+from harness.cli import account, doctor, endpoints, ends, images, local, output, rules, runs, verify
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
 VERBS += (runs.ps, ends.logs, ends.down)
+VERBS += (rules.lint, rules.rules, rules.prices)
 VERBS += (account.init, account.sweep, doctor.doctor, verify.verify, images.build, images.push, images.images)
 for verb in VERBS:
     app.command()(verb)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,23 +64,71 @@ PlatformFlag = Annotated[
 RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]
 
 
-def plan(run_file: RunFileArg, platform: PlatformFlag = "", region: RegionFlag = "", json: JsonFlag = False) -> None:
-    """Check a run file and show its requests."""
-    from harness import checks, plan as plans, runfile, stacks
+def plan(
+    run_file: RunFileArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
+    json: JsonFlag = False,
+    what_if: Annotated[
+        str,
+        typer.Option("--what-if", help="Compare settings: fit, time, cost of each value.", metavar="KEY=A,B,C"),
+    ] = "",
+    requests: Annotated[bool, typer.Option("--requests", help="Show the requests and derived values only.")] = False,
+) -> None:
+    """Check a run file: whether it fits, how long it takes, what it costs, and the requests it makes."""
+    import json as encoder
+
+    from harness import checks, forecast, plan as plans, runfile, stacks
+    from harness.cli import forecast as shown
+    from harness.errors import InvalidInput
     from harness.platforms import targets
 
-    stack = stacks.get(stacks.DEFAULT)
-    run = checks.load(runfile.find(run_file), stack)
-    made = plans.make(run, stack, targets.choose(platform, region).profile, f"{run.name}-RUN")
-    if json:
-        output.out(made.to_json())
+    stack, path = stacks.get(stacks.DEFAULT), runfile.find(run_file)
+    run = checks.load(path, stack)
+    profile = targets.choose(platform, region).profile
+    if what_if:
+        key, variants = forecast.variants(path, run, stack, profile, what_if)
+        if json:
+            rows = [
+                {"value": v.value, "problem": v.problem} | (shown.to_dict(v.forecast) if v.forecast else {})
+                for v in variants
+            ]
+            output.out(encoder.dumps({"key": key, "variants": rows}, indent=2))
+        else:
+            shown.compare(key, variants)
         return
+    made = plans.make(run, stack, profile, f"{run.name}-RUN")
+    found = forecast.of(path, run, stack, profile)
+    if json:
+        output.out(encoder.dumps(encoder.loads(made.to_json()) | {"forecast": shown.to_dict(found)}, indent=2))
+    else:
+        if not requests:
+            output.out(f"{run.name}: fit, time and price (stack {made.stack}, {profile.region})")
+            output.out("")
+            shown.show(found)
+        _show_requests(run.name, made)
+    if found.problems:
+        raise InvalidInput.of(found.problems)
+
+
+def _show_requests(name: str, made: Any) -> None:
+    from harness import plan as plans
+    from harness.cli.forecast import columns
+
     rows = [(op, next(str(v) for k, v in req.items() if k.endswith("Name"))) for op, req in plans.requests_of(made)]
-    output.table(f"{run.name}: requests, in order (stack {made.stack})", rows, ("operation", "name"))
-    output.out("")
-    output.table("hyperparameters", sorted(made.create_training_job["HyperParameters"].items()), ("name", "value"))
-    output.out("")
-    output.table("derived", [(d.name, d.value, d.reason) for d in made.derived], ("name", "value", "because"))
+    output.out(f"{name}: requests, in order (stack {made.stack})")
+    parameters = sorted(made.create_training_job["HyperParameters"].items())
+    derived = [(d.name, d.value, d.reason) for d in made.derived]
+    for title, table, header in (
+        ("", rows, ("operation", "name")),
+        ("hyperparameters", parameters, ("name", "value")),
+        ("derived", derived, ("name", "value", "because")),
+    ):
+        if title:
+            output.out("")
+            output.out(title)
+        for line in columns(table, header):
+            output.out(line)
 
 
 def run(

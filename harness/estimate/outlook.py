@@ -130,7 +130,7 @@ class Outlook:
     """Output tokens per second of the whole endpoint."""
     bill: Bill
     endpoint_per_hour: Decimal | None
-    assumptions: tuple[duration.Assumption, ...] = field(default=duration.ASSUMPTIONS)
+    assumptions: tuple[duration.Assumption, ...] = field(default_factory=duration.assumptions)
 
     @property
     def verdict(self) -> str:

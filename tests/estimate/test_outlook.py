@@ -191,7 +191,7 @@ def test_json_has_everything() -> None:
     assert raw["verdict"] == FITS
     assert raw["train"]["core"]["largest"] == "optimizer state"
     assert raw["bill"]["total"] == "unknown"
-    assert {a["status"] for a in raw["assumptions"]} == {"confirmed", "second-hand"}
+    assert {a["status"] for a in raw["assumptions"]} == {"confirmed", "second-hand", "assumption"}
     assert raw["train"]["core"]["total"]["high"] < 16 * GIB
 
 

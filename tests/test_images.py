@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from containers import pins
-from harness import engine, executors, images, registry, shell, stacks
+from harness import executors, shell
 from harness.errors import InvalidInput, MissingPrerequisite
 from harness.executors import docker
 from harness.executors.spec import ContainerSpec, Handle
-from harness.images import Build, Layer
-from harness.platforms.direct import Direct
-from harness.record import Record
+from harness.images import build as images, engine, registry
+from harness.images.build import Build, Layer
+from harness.local.jobs.runner import JobEnvironment, TrainingRunner
+from harness.local.store.objects import ObjectStore
 from harness.reporter import Silent
+from harness.spec import stacks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -60,16 +62,15 @@ def test_hosts_of_a_job_share_a_network_under_their_names() -> None:
 def test_what_a_kill_left_of_several_hosts_is_looked_for_by_every_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As tests/images does with containers: killed before the record had a handle."""
+    """As tests/images does with containers: the server was killed before the job had a handle."""
     swept: list[str] = []
     monkeypatch.setattr(docker, "sweep", lambda name: swept.append(name) or 0)
-    record = Record("x", tmp_path / "x")
     request = {"TrainingJobName": "x", "ResourceConfig": {"InstanceCount": 2}}
-    record.write_json("executor.json", {"executor": "docker"})
-    record.write_json("requests/CreateTrainingJob-x.json", request)
-    record.write_json("job.json", {"name": "x", "status": "InProgress"})
-    Direct(record, lambda _: None).settle()
-    assert swept == ["x-algo-1", "x-algo-2", "x"]  # and last the network, which is named for the job
+    environment = JobEnvironment(executor="docker", prefix="p-")
+    folder, log = tmp_path / "job", tmp_path / "log"
+    runner = TrainingRunner(request, ObjectStore(tmp_path / "s3"), folder, log, lambda _: None, environment)
+    runner.sweep(executors.named("docker"))
+    assert swept == ["p-x-algo-1", "p-x-algo-2", "p-x"]  # and last the network, which is named for the job
 
 
 def test_a_container_has_a_memory_limit_and_no_swap() -> None:

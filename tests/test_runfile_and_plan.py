@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from harness import aws, checks, plan, runfile, stacks
 from harness.errors import HarnessError, InvalidInput
-from harness.profile import LOCAL
-from harness.runfile import RunFile
+from harness.spec import checks, plan, runfile, service_model, stacks
+from harness.spec.profile import LOCAL
+from harness.spec.runfile import RunFile
 
 READY = sorted((Path(__file__).parent.parent / "harness" / "runs").glob("*.toml"))
 SARCASM = next(p for p in READY if p.stem == "smollm2-sarcasm")
@@ -170,7 +170,7 @@ def test_any_tree_is_validated_without_a_crash(tree: dict) -> None:
 
 def test_validation_against_botocores_model() -> None:
     request = plan.resolve(made(SARCASM).create_training_job, plan.PLACEHOLDERS)
-    aws.validate("sagemaker", "CreateTrainingJob", request)
+    service_model.validate("sagemaker", "CreateTrainingJob", request)
     wrong = {
         **request,
         "TrainingJobName": "a_b",
@@ -184,7 +184,7 @@ def test_validation_against_botocores_model() -> None:
     }
     del wrong["OutputDataConfig"]
     with pytest.raises(InvalidInput) as error:
-        aws.validate("sagemaker", "CreateTrainingJob", wrong)
+        service_model.validate("sagemaker", "CreateTrainingJob", wrong)
     text = "\n".join(p.what for p in error.value.problems)
     for part in (
         "TrainingJobName is 'a_b'; it must match",

@@ -27,12 +27,12 @@ from filelock import FileLock
 
 from containers.artifact import sha256_of
 from harness.errors import HarnessError, MissingPrerequisite
-from harness.paths import CACHE, ROOT
+from harness.paths import CACHE, PRODUCT
 from harness.shell import run
 
 VERSION = "0.34.0"
-LOCK = ROOT / "locks" / f"djl-{VERSION}.json"
-SOURCES = ROOT / "containers" / "base" / "djl"
+LOCK = PRODUCT / "locks" / f"djl-{VERSION}.json"
+SOURCES = PRODUCT / "containers" / "base" / "djl"
 LAUNCHER = "djl-serving"
 MIN_JAVA = 17
 
@@ -74,7 +74,7 @@ def ensure(cache_dir: Path, progress: Progress) -> Path:
         return _users_own(Path(os.environ["DJL_SERVING"]))
     java = java_home() / "bin" / "java"
     jars = _locked()
-    folder = cache_dir / "djl" / VERSION
+    folder = jars_folder(cache_dir)
     built = folder / _key(java)
     if _complete(folder, jars, built):
         return built / "bin"
@@ -90,6 +90,11 @@ def ensure(cache_dir: Path, progress: Progress) -> Path:
             progress("compiling the local HTTP front")
             _build(java, jars, folder, built)
     return built / "bin"
+
+
+def jars_folder(cache_dir: Path) -> Path:
+    """Where the jars are, or will be."""
+    return cache_dir / "djl" / VERSION
 
 
 def java_home() -> Path:

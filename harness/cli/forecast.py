@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness import forecast as forecasts
 from harness.cli import output
 from harness.estimate import outlook as outlooks, price
 from harness.estimate.duration import Seconds
 from harness.estimate.memory import TIGHT, Footprint
 from harness.estimate.outlook import Outlook, Side
-from harness.forecast import Forecast, Variant
 from harness.rules.rule import ERROR
+from harness.run import forecast as forecasts
+from harness.run.forecast import Forecast, Variant
 
 
 def columns(rows: Iterable[Sequence[str]], header: Sequence[str]) -> list[str]:

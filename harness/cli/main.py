@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from harness import interrupts
-from harness.cli import account, doctor, endpoints, ends, images, local, output, rules, runs, verify
+from harness.cli import account, cleanup, endpoints, images, local, output, rules, runs, verify
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -23,9 +23,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
-VERBS += (runs.ps, ends.logs, ends.down)
+VERBS += (runs.ps, runs.logs, cleanup.down)
 VERBS += (rules.lint, rules.rules, rules.prices)
-VERBS += (account.init, account.sweep, doctor.doctor, verify.verify, images.build, images.push, images.images)
+VERBS += (
+    account.setup,
+    account.init,
+    cleanup.sweep,
+    account.doctor,
+    verify.verify,
+    images.build,
+    images.push,
+    images.images,
+)
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(local.app, name="local")
@@ -37,7 +46,7 @@ def main() -> None:
     try:
         app(prog_name="harness")
     except HarnessError as error:
-        interrupts.deaf()
+        interrupts.ignore_signals()
         output.problems(error.problems)
         sys.exit(error.exit_code)
     except BrokenPipeError:

@@ -105,9 +105,9 @@ def prices(
     """Show the prices that plans use, each with its source and date."""
     import json as encoder
 
-    from harness import forecast
     from harness.cli.forecast import columns
     from harness.estimate import models as carried, price
+    from harness.run import forecast
 
     if models:
         rows = [(m.id, f"{m.published / 1e9:.2f} B", m.licence) for m in carried.known().values()]
@@ -132,9 +132,11 @@ def _refresh(region: str) -> None:
     """Write confirmed rows beside the carried ones."""
     from datetime import UTC, datetime
 
-    from harness import forecast, profile as profiles, remembered
-    from harness.aws import Aws
+    from harness import remembered
+    from harness.aws.session import Aws
     from harness.estimate import price, pricelist
+    from harness.run import forecast
+    from harness.spec import profile as profiles
 
     profile = profiles.load(region=region)
     aws = Aws(profile)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from harness.cli import output
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_ids(incomplete: str) -> list[str]:
@@ -22,9 +19,9 @@ def run_ids(incomplete: str) -> list[str]:
 
 def run_files(incomplete: str) -> list[str]:
     """Shell completion: ready-made run files, runs, and .toml files here."""
-    from harness.paths import ROOT
+    from harness.paths import PACKAGE
 
-    names = [p.stem for p in sorted((ROOT / "harness" / "runs").glob("*.toml"))]
+    names = [p.stem for p in sorted((PACKAGE / "runs").glob("*.toml"))]
     names += [str(p) for p in sorted(Path().glob("*.toml"))]
     return [n for n in names if n.startswith(incomplete)] + run_ids(incomplete)
 
@@ -56,9 +53,9 @@ PlatformFlag = Annotated[
     str,
     typer.Option(
         "--platform",
-        help="Where: local (the API on this machine), ec2 (this Neuron host), sagemaker. Without it: by direct call.",
+        help="Where: local (this machine, the default), ec2 (this Neuron host), sagemaker (AWS).",
         metavar="NAME",
-        autocompletion=lambda incomplete: [n for n in ("local", "ec2", "sagemaker") if n.startswith(incomplete)],
+        autocompletion=lambda: ["local", "ec2", "sagemaker"],
     ),
 ]
 RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]
@@ -78,14 +75,14 @@ def plan(
     """Check a run file: whether it fits, how long it takes, what it costs, and the requests it makes."""
     import json as encoder
 
-    from harness import checks, forecast, plan as plans, runfile, stacks
     from harness.cli import forecast as shown
     from harness.errors import InvalidInput
-    from harness.platforms import targets
+    from harness.run import forecast, platforms
+    from harness.spec import checks, plan as plans, runfile, stacks
 
     stack, path = stacks.get(stacks.DEFAULT), runfile.find(run_file)
     run = checks.load(path, stack)
-    profile = targets.choose(platform, region).profile
+    profile = platforms.choose(platform, region).profile
     if what_if:
         key, variants = forecast.variants(path, run, stack, profile, what_if)
         if json:
@@ -112,8 +109,8 @@ def plan(
 
 
 def _show_requests(name: str, made: Any) -> None:
-    from harness import plan as plans
     from harness.cli.forecast import columns
+    from harness.spec import plan as plans
 
     rows = [(op, next(str(v) for k, v in req.items() if k.endswith("Name"))) for op, req in plans.requests_of(made)]
     output.out(f"{name}: requests, in order (stack {made.stack})")
@@ -140,24 +137,22 @@ def run(
     json: JsonFlag = False,
 ) -> None:
     """Train, serve, measure, report, take down."""
-    from harness import executors
-    from harness.cli.result import show
-    from harness.platforms import steps
-    from harness.platforms.meter import Meter
+    from harness.run import platforms, steps
+    from harness.run.report import Meter
 
-    executors.check_name(executor)
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, True, platform, region)
+        started = steps.start_or_continue(run_file, True, platform, region, executor)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "run", reporter, executor) as there:
-            result = None if keep else started.record.read_json("result.json")
-            if result is None:
-                with Meter() as meter:
+        result = None if keep else started.record.read_json("result.json")
+        if result is None:
+            where = platforms.of(started.record).platform
+            with steps.working_on(started, "run", reporter) as client:
+                with Meter(lambda: platforms.processes(where)) as meter:
                     with meter.phase("train"):
-                        steps.train(started, there, reporter)
-                    result = steps.measure(started, there, meter, reporter, keep)
-                steps.finish(started.record, there, result, meter)
-    show(started.record, result, json)
+                        steps.train(started, client, reporter)
+                    result = steps.measure(started, client, meter, reporter, keep)
+                steps.finish(started.record, client, result, meter)
+    _show_result(started.record.path, result, json)
     if keep and not json:
         output.out(f"the endpoint stays: harness invoke --run {started.record.id} PROMPT; then: harness down")
 
@@ -166,15 +161,13 @@ def train(
     run_file: StartArg, platform: PlatformFlag = "", region: RegionFlag = "", executor: ExecutorFlag = ""
 ) -> None:
     """Run the training job alone; prints the run's id."""
-    from harness import executors
-    from harness.platforms import steps
+    from harness.run import steps
 
-    executors.check_name(executor)
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, False, platform, region)
+        started = steps.start_or_continue(run_file, False, platform, region, executor)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "train", reporter, executor) as there:
-            steps.train(started, there, reporter)
+        with steps.working_on(started, "train", reporter) as client:
+            steps.train(started, client, reporter)
     output.out(started.record.id)
 
 
@@ -182,7 +175,7 @@ def ps(json: JsonFlag = False) -> None:
     """Show runs and endpoints."""
     import json as encoder
 
-    from harness.platforms import status
+    from harness.run import status
 
     found = status.overview()
     if json:
@@ -197,3 +190,47 @@ def ps(json: JsonFlag = False) -> None:
         output.table("", rows, ("run", "platform", "training", "accuracy", "endpoints"))
     else:
         output.out("no runs here; start one: harness run RUNFILE")
+
+
+def logs(
+    run_id: RunArg = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job or endpoint ends.")] = False,
+    endpoint: Annotated[str, typer.Option(help="An endpoint's log instead: base or tuned.", metavar="WHICH")] = "",
+) -> None:
+    """Print a run's log."""
+    from harness import record as records
+    from harness.errors import InvalidInput
+    from harness.run import status
+
+    if endpoint not in ("", "base", "tuned"):
+        raise InvalidInput(f"--endpoint {endpoint}", hint="base or tuned")
+    for line in status.log_lines(records.find(run_id), endpoint, follow):
+        output.out(line)
+
+
+def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
+    """The table that ends a run, and where the rest is."""
+    import json as encoder
+
+    if as_json:
+        output.out(encoder.dumps(result, indent=2))
+        return
+    accuracy, unparsable = result["accuracy"], result["unparsable"]
+    rows = [("always the most frequent answer", _percent(accuracy["majority"]), "")]
+    for which, name in (("base", "before fine-tuning"), ("tuned", "after fine-tuning")):
+        if which in accuracy:
+            rows.append((name, _percent(accuracy[which]), f"{_percent(unparsable[which])} without a label"))
+    if "gain" in accuracy:
+        low, high = accuracy["gain_ci95"]
+        interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        rows.append(("gain, points", f"{100 * accuracy['gain']:+.1f}", interval))
+    title = f"accuracy on {accuracy['rows']} held-out examples, through the endpoint"
+    output.table(title, rows, ("", "accuracy", ""))
+    seconds = result["seconds"]
+    phases = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items() if name != "total")
+    output.out(f"\n{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")
+    output.out(f"report: {folder / 'report.html'}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

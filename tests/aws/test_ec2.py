@@ -7,6 +7,7 @@ tests/images/test_fake_neuron_host.py runs real containers.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,22 @@ import pytest
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness import checks, images, neuron_host, plan as plans, runfile, stacks
-from harness.aws import Aws
+from harness.aws.session import Aws
+from harness.aws.transfer import Transfer
 from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound
-from harness.executors import docker, neuron
+from harness.executors import docker, neuron, neuron_host
 from harness.executors.docker import User
 from harness.executors.spec import ContainerSpec
-from harness.plan import Plan
-from harness.platforms import targets
-from harness.platforms.ec2 import Ec2
-from harness.platforms.s3store import S3Store
-from harness.profile import LOCAL, Profile
+from harness.images import build as images
+from harness.local.store.s3 import S3Store
 from harness.record import Record
-from harness.runfile import RunFile
-from harness.transfer import Transfer
+from harness.run import host_checks, platforms
+from harness.run.platforms import Target
+from harness.sagemaker.client import RunClient
+from harness.spec import checks, plan as plans, runfile, stacks
+from harness.spec.plan import Plan
+from harness.spec.profile import LOCAL, Profile
+from harness.spec.runfile import RunFile
 from tests.aws.fake_host import fake_host
 
 ENGINE = """#!/bin/sh
@@ -85,27 +88,28 @@ def tinyllama(**compute: Any) -> tuple[RunFile, Plan]:
     return run, plans.make(run, stacks.get(STACK), LOCAL, "x-20260101-000000-abcd")
 
 
+def check(record: Record, run: RunFile, plan: Plan, profile: Profile = LOCAL) -> list[str]:
+    """What is said of a host that can run it."""
+    said: list[str] = []
+    host_checks.check(RunClient(record, profile, said.append), run, plan)
+    return said
+
+
 def refused(record: Record, **compute: Any) -> HarnessError:
     with pytest.raises(HarnessError) as error:
-        Ec2(record, LOCAL, lambda _: None).check(*tinyllama(**compute))
-    assert not (record.path / "executor.json").exists()
+        check(record, *tinyllama(**compute))
     return error.value
 
 
-def test_a_host_with_all_that_is_needed_is_taken_and_its_images_are_recorded(
+def test_a_host_with_all_that_is_needed_is_taken_and_its_images_are_those_of_this_revision(
     machine: Engine, record: Record, tmp_path: Path
 ) -> None:
     fake_host(tmp_path / "host", 1)
     machine.has(GOOD)
-    said: list[str] = []
-    Ec2(record, LOCAL, said.append).check(*tinyllama())
-    assert record.read_json("executor.json") == {
-        "executor": "neuron",
-        "train_image": GOOD[0],
-        "serve_image": GOOD[1],
-    }
+    said = check(record, *tinyllama())
+    assert platforms.images_of(host_checks.EXECUTOR) == {"train_image": GOOD[0], "serve_image": GOOD[1]}
     assert "a device tree without an accelerator" in said[0]
-    assert "1 Neuron devices, driver 2.20.28.0; objects in directories" in said[0]
+    assert "1 Neuron devices, driver 2.20.28.0; objects in files on this host" in said[0]
 
 
 def test_everything_that_is_wrong_is_told_at_once(
@@ -146,9 +150,9 @@ def test_cores_that_others_have_are_told_with_their_names(machine: Engine, recor
     assert error.problems[0].why == "by notebook"
     # Its own endpoint, left by --keep, does not stand in a run's way; another device tree's containers neither.
     machine.runs([container("x", host, 0, NEURON_HARNESS_CONTAINER="x-20260101-000000-abcd-tuned")])
-    Ec2(record, LOCAL, lambda _: None).check(*tinyllama())
+    check(record, *tinyllama())
     machine.runs([container("elsewhere", tmp_path / "another", 0)])
-    Ec2(record, LOCAL, lambda _: None).check(*tinyllama())
+    check(record, *tinyllama())
 
 
 def test_parallelism_that_the_instance_cannot_give(machine: Engine, record: Record, tmp_path: Path) -> None:
@@ -157,7 +161,7 @@ def test_parallelism_that_the_instance_cannot_give(machine: Engine, record: Reco
     run, plan = tinyllama()
     run = run.model_copy(update={"train": {**run.train, "tensor_parallel_size": 8}, "serve": {"tp_degree": 4}})
     with pytest.raises(InvalidInput) as error:
-        Ec2(record, LOCAL, lambda _: None).check(run, plan)
+        check(record, run, plan)
     assert [p.what for p in error.value.problems] == [
         "tensor and pipeline parallelism are 8, ml.trn1.2xlarge has 2 NeuronCores",
         "4 NeuronCores are no part of this host that a job can have",
@@ -195,7 +199,7 @@ def pairs(words: list[str]) -> list[tuple[str, str]]:
 
 def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: 0)
-    monkeypatch.setattr("harness.executors.dockercreate.memory_limit", lambda: 30 << 30)
+    monkeypatch.setattr("harness.executors.docker.memory_limit", lambda: 30 << 30)
     host = neuron_host.Host(("/dev/neuron0", "/dev/neuron1"), ("/dev/infiniband/uverbs0",), "2.18")
     spec = training(tmp_path, "ml.trn1.2xlarge", TRAINING_JOB_NAME="job")
     words = docker.arguments(neuron.with_cores(spec, host, range(2, 4)))
@@ -250,20 +254,26 @@ def test_whose_the_cores_are_is_read_off_the_running_containers(tmp_path: Path) 
     assert neuron.in_use(host, users) == {1: "one", 2: "all of a device", 3: "all of a device"}
 
 
-def test_without_a_profile_objects_are_in_directories_with_one_in_its_bucket(
+def test_without_a_profile_objects_are_files_here_with_one_in_its_bucket(
     machine: Engine, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert targets.choose("ec2") == targets.Target("ec2", LOCAL)
-    assert not isinstance(Ec2(record, LOCAL, lambda _: None).store, S3Store)
+    assert platforms.choose("ec2") == Target("ec2", LOCAL, "neuron")
     for key, value in {"ACCOUNT": "123456789012", "REGION": "us-east-2", "BUCKET": "a-bucket"}.items():
         monkeypatch.setenv(f"NEURON_HARNESS_{key}", value)
     monkeypatch.setenv("NEURON_HARNESS_ROLE_ARN", "arn:aws:iam::123456789012:role/x")
-    target = targets.choose("ec2")
-    assert (target.profile.bucket, target.profile.region) == ("a-bucket", "us-east-2")
-    record.write_text("platform.json", targets.files(target)["platform.json"])
-    with targets.opened(record, lambda _: None) as platform:
-        assert isinstance(platform, Ec2)
-        assert isinstance(platform.store, S3Store)
+    monkeypatch.setenv("NEURON_HARNESS_SERVE_REGION", "us-west-2")
+    monkeypatch.setenv("NEURON_HARNESS_SERVE_BUCKET", "another")
+    target = platforms.choose("ec2")
+    assert (target.profile.bucket, target.profile.region, target.profile.objects_in_s3) == (
+        "a-bucket",
+        "us-east-2",
+        True,
+    )
+    assert target.profile.serving is target.profile, "one host trains and serves"
+    record.write_text(platforms.FILE, platforms.texts(target)[platforms.FILE])
+    assert platforms.of(record) == target
+    with pytest.raises(InvalidInput, match="--executor is for platform local"):
+        platforms.choose("ec2", executor="process")
 
 
 def test_objects_go_to_s3_and_come_from_there(aws: Aws, profile: Profile, record: Record, tmp_path: Path) -> None:
@@ -298,22 +308,20 @@ def test_objects_go_to_s3_and_come_from_there(aws: Aws, profile: Profile, record
         elsewhere.download(f"{uri}/mod", tmp_path / "nothing")
 
     mine = f"s3://{profile.bucket}/runs/{record.id}"
-    platform = Ec2(record, profile, lambda _: None)
-    platform.store.put_file(model / "config.json", f"{mine}/model/config.json")
-    platform.forget()
+    here.put_file(model / "config.json", f"{mine}/model/config.json")
+    RunClient(record, profile, lambda _: None).forget()
     assert list(elsewhere.files(mine)) == []
     assert list(elsewhere.files(uri)), "another run's objects stay"
 
 
+@pytest.mark.usefixtures("standard_chain")
 def test_a_bucket_that_is_not_there_is_told_with_the_rest(
-    machine: Engine, profile: Profile, record: Record, tmp_path: Path, aws: Aws
+    machine: Engine, profile: Profile, record: Record, tmp_path: Path
 ) -> None:
     fake_host(tmp_path / "host", 1)
     machine.has(STAND_INS)
-    from dataclasses import replace
-
     with pytest.raises(InvalidInput) as error:
-        Ec2(record, replace(profile, bucket="another-bucket"), lambda _: None).check(*tinyllama())
+        check(record, *tinyllama(), replace(profile, bucket="another-bucket", objects_in_s3=True))
     assert [p.what.split(" /")[0][:30] for p in error.value.problems] == [
         f"no image {GOOD[0]}"[:30],
         "there is no bucket another-bucket"[:30],

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from harness import aws
-from harness.platforms.resources import KINDS
+from harness.sagemaker.resources import KINDS
+from harness.spec import service_model
 
 # What boto3 calls by another name than IAM, or what one call needs besides.
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html and its neighbours
@@ -95,7 +95,7 @@ def _exists(name: str) -> bool:
     service, operation = name.split(":")
     if name == "sagemaker:DeleteTrainingJob":
         return False  # `down` stops jobs and keeps their history
-    known = aws.service_model(service).operation_names
+    known = service_model.load(service).operation_names
     return operation in known or name in ACTIONS
 
 
@@ -129,8 +129,8 @@ def test_the_policies_are_what_the_code_calls(root: Path) -> None:
 
 
 def test_the_roles_policy_is_confined(root: Path) -> None:
-    from harness.platforms.setup import execution_policy
-    from harness.profile import LOCAL
+    from harness.sagemaker.account import execution_policy
+    from harness.spec.profile import LOCAL
 
     for statement in execution_policy(LOCAL)["Statement"]:
         if statement["Resource"] == ["*"]:

@@ -110,7 +110,7 @@ BREAKS = (
         "mp_plugins does not exist",
     ),
     Break(
-        *("6", "an operation of boto3 is misspelt", "harness/platforms/resources.py"),
+        *("6", "an operation of boto3 is misspelt", "harness/sagemaker/resources.py"),
         *('"stop_training_job", region', '"stop_training_jobs", region'),
         f"{VERSIONS}[boto3 1.44.5]",
         "sagemaker has no operation stop_training_jobs",
@@ -128,27 +128,27 @@ BREAKS = (
         "declared and not so: x does not exist",
     ),
     Break(
-        *("7", "the cap is not looked at again before a job", "harness/platforms/verify_bench.py"),
+        *("7", "the cap is not looked at again before a job", "harness/verify/bench.py"),
         *("if most > self.cap + 1e-6:", "if False:"),
         "tests/test_verify.py::test_nothing_is_started_that_could_exceed_the_cap",
         "DID NOT RAISE",
     ),
     Break(
-        *("7", "what runs is left running at the end", "harness/platforms/verify.py"),
-        *("for name in platform.down():", "for name in ():"),
+        *("7", "what runs is left running at the end", "harness/verify/verification.py"),
+        *("for name in client.down():", "for name in ():"),
         "tests/aws/test_verify.py::test_an_interruption_stops_the_job_that_runs",
         "stopped or deleted: ",
     ),
     Break(
         *("8", "the code uses a name that limits.md does not have", NEURON),
         *("    xm.mark_step()\n    return", "    xm.mark_step()\n    xm.wait_device_ops()\n    return"),
-        "tests/test_limits.py::test_every_neuron_touching_name_has_a_row_and_every_row_a_name",
+        "tests/test_limits.py::test_every_neuron_touching_name_has_an_entry_and_every_entry_a_name",
         "torch_xla.core.xla_model.wait_device_ops",
     ),
     Break(
         *("8", "the code reads a variable that limits.md does not have", "train/launch.py"),
         *('int(given["NEURON_RT_NUM_CORES"])', 'int(given["NEURON_RT_VIRTUAL_CORES"])'),
-        "tests/test_limits.py::test_every_neuron_touching_name_has_a_row_and_every_row_a_name",
+        "tests/test_limits.py::test_every_neuron_touching_name_has_an_entry_and_every_entry_a_name",
         "NEURON_RT_VIRTUAL_CORES",
     ),
 )
@@ -180,7 +180,7 @@ def named(file: str, name: str) -> list[str]:
 HEAD = """# What is broken on purpose
 
 Made by `make generated` from tests/breaks/table.py. `make test-neuron` makes each of these breaks and is red where a
-test does not see it. The points are those of [status](../status.md), part 3.
+test does not see it. The points are those of [status](../internals/measurements.md), part 3.
 """
 
 

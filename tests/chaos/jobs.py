@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.emulator import control
+from harness.local import control
 from tests.emulator.conftest import client, start
 from tests.emulator.requests import Requests
 

@@ -1,4 +1,4 @@
-"""The harness killed between every two steps of `run --platform local`.
+"""The harness killed between every two steps of `run`.
 
     python -m tests.chaos.kill_steps [FIRST [LAST [STRIDE]]]
 
@@ -29,7 +29,7 @@ PYTHON = str(ROOT / ".venv" / "bin" / "python")
 # Runs the command line with a counter in Aws.call; at the moment asked for, the process kills itself.
 DRIVER = f"""
 import os, signal, sys
-from harness.aws import Aws
+from harness.aws.session import Aws
 from harness.cli import main
 at, after, seen, real = int(sys.argv.pop(1)), sys.argv.pop(1) == "after", [0], Aws.call
 def call(self, service, operation, region="", **request):
@@ -85,15 +85,10 @@ def check_down(folder: Path, run_id: str) -> None:
     done = harness(folder, "down", run_id)
     if done.returncode or "Traceback" in done.stderr:
         raise Broken(f"down: {done.returncode}\n{done.stderr[-1500:]}")
-    if left := resources(folder) + left_over() + servers(folder):
+    if left := resources(folder) + left_over(folder):
         raise Broken(f"after down there is {left}")
     if harness(folder, "down", run_id).stdout.strip() != "nothing to delete":
         raise Broken("a second down found something")
-
-
-def servers(folder: Path) -> list[str]:
-    """A local SageMaker that the run has started and nobody has ended."""
-    return ["server"] if (folder / ".local" / "server.json").exists() else []
 
 
 def check_again(folder: Path, run_id: str) -> None:
@@ -107,7 +102,7 @@ def check_again(folder: Path, run_id: str) -> None:
     )
     if list(jobs) != [run_id] or jobs[run_id] > 2:  # created, and adopted after a kill between call and note
         raise Broken(f"training was done again: {jobs}")
-    if left := resources(folder) + left_over() + servers(folder):
+    if left := resources(folder) + left_over(folder):
         raise Broken(f"after the run there is {left}")
 
 
@@ -115,7 +110,7 @@ def moment(number: int, after: bool, then_down: bool, model: Path) -> str:
     folder = Path(tempfile.mkdtemp(prefix="steps-"))
     try:
         write_tiny_run(model, folder)
-        died = harness(folder, "run", "tiny.toml", "--platform", "local", at=number, after=after)
+        died = harness(folder, "run", "tiny.toml", at=number, after=after)
         if died.returncode == 0:
             return "over"
         if died.returncode != -signal.SIGKILL:

@@ -80,12 +80,14 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "serve/prepare.py": {"model": (LLAMA,)},
     "serve/model.py": {"inputs": ("djl_python.Input",), "output": ("djl_python.Output",)},
-    "harness/aws.py": {
-        "service_model(service)": ("botocore.model.ServiceModel",),
-        "service_model(service).operation_model(operation)": ("botocore.model.OperationModel",),
-        "service_model(service).shape_for(shape)": SHAPES,
+    "harness/spec/service_model.py": {
+        "load(service)": ("botocore.model.ServiceModel",),
+        "load(service).operation_model(operation)": ("botocore.model.OperationModel",),
+        "load(service).shape_for(shape)": SHAPES,
         "Loader()": ("botocore.loaders.Loader",),
         "shape": SHAPES,
+    },
+    "harness/aws/session.py": {
         "session": ("botocore.session.Session",),
         "found": ("botocore.credentials.Credentials",),
     },
@@ -97,7 +99,8 @@ PLAIN = {
     "serve/engines/cpu.py": {"encoded", "text", "out"},
     "serve/engines/neuron.py": {"batching", "source", "job.text", "logits"},
     "serve/model.py": {"properties"},
-    "harness/aws.py": {"pattern", "config"},
+    "harness/spec/service_model.py": {"pattern"},
+    "harness/aws/session.py": {"config"},
 }
 # Methods of our own in classes with a foreign base: everything else there overrides something and must exist in it.
 OWN = {"StopOnSignal.install", "StopOnSignal.stopped"}

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import forecast, profile, remembered, runfile, stacks
+from harness import remembered
 from harness.errors import InvalidInput
 from harness.estimate import price
+from harness.run import forecast
+from harness.spec import profile, runfile, stacks
 from tests.estimate.test_price import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +84,7 @@ def test_json_has_the_requests_the_outlook_and_the_findings() -> None:
 
 def test_plans_own_requests_are_what_they_were() -> None:
     """from_json passes over what --json adds."""
-    from harness import plan
+    from harness.spec import plan
 
     raw = json.loads(harness("plan", "tinyllama-imdb", "--json").stdout)
     raw.pop("forecast")
@@ -206,7 +208,7 @@ def test_what_is_remembered_depends_on_its_key_and_source_and_survives_damage(tm
 
 
 def test_a_refused_request_is_refused_again(tmp_path: Path) -> None:
-    from harness import aws
+    from harness.spec import service_model as aws
 
     for _ in range(2):
         with pytest.raises(InvalidInput, match="EndpointNam"):

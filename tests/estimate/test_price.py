@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hypothesis import given, strategies as st
 
-from harness import aws
 from harness.estimate import price, pricelist
 from harness.estimate.price import GB_MONTH, HOUR, Charge, Price, Table
+from harness.spec import service_model as aws
 
 US = "us-west-2"
 

@@ -8,9 +8,9 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, strategies as st
 
-from harness import aws
 from harness.errors import InvalidInput
 from harness.estimate import price, spend
+from harness.spec import service_model as aws
 from tests.estimate.test_price import TABLE, US
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

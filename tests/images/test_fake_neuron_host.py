@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from containers import contract
-from harness import images, neuron_host
-from harness.images import Build
+from harness.executors import neuron_host
+from harness.images import build as images
+from harness.images.build import Build
 from tests.aws.fake_host import fake_host
 from tests.chain.conftest import write_tiny_run
 from tests.images.conftest import HARNESS, ROOT, docker, left_over

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from harness import shell
-from harness.emulator import control
-from harness.emulator.control import Server
-from harness.images import DEBIAN_IMAGE
+from harness.images.build import DEBIAN_IMAGE
+from harness.local import control
+from harness.local.control import Server
 from tests.chain.conftest import write_tiny_run
 from tests.emulator.conftest import client, start
 from tests.emulator.requests import Requests

@@ -20,9 +20,9 @@ import urllib3
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness.emulator.hosting import free_port
 from harness.executors import docker as executor
 from harness.executors.spec import ContainerSpec, Handle
+from harness.local.endpoints.container import free_port
 from tests.chain.conftest import write_tiny_run
 from tests.images.conftest import HARNESS, ROOT, docker, left_over
 

@@ -85,13 +85,16 @@ class NotStarted(HarnessError):
 
 
 class Refused(HarnessError):
-    """AWS answered with an error, or not at all; `code` is its own name for it, as in "AccessDenied"."""
+    """AWS answered with an error, or not at all.
+
+    `code` is its own name for it, as in "AccessDenied", `operation` boto3's name of the call, as in "create_model".
+    """
 
     exit_code = 10
 
-    def __init__(self, what: str, why: str = "", hint: str = "", code: str = "") -> None:
+    def __init__(self, what: str, why: str = "", hint: str = "", code: str = "", operation: str = "") -> None:
         super().__init__(what, why, hint)
-        self.code = code
+        self.code, self.operation = code, operation
 
 
 class Interrupted(HarnessError):

@@ -101,16 +101,18 @@ class Record:
             os.fsync(handle.fileno())
 
     def ledger(self) -> Iterator[dict[str, Any]]:
-        """The ledger's lines; a torn last line, from a crash in mid-write, is left out."""
+        """The ledger's lines; what is no event, such as a torn last line from a crash in mid-write, is left out."""
         try:
-            lines = (self.path / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.path / "ledger.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return
         for line in lines:
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict) and "event" in row:
+                yield row
 
 
 def create(run_id: str, run_file: Path, texts: dict[str, str]) -> Record:

@@ -16,6 +16,8 @@ DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "Not
 MISSING: tuple[str, ...] = ("ResourceNotFound", "ResourceNotFoundException", "NoSuchEntity", "NotFound", "404")
 MISSING += ("NotFoundException",)
 MISSING += ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "RepositoryNotFoundException", "ImageNotFoundException")
+TAKEN: tuple[str, ...] = ("ResourceInUse", "ResourceInUseException", "BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+TAKEN += ("EntityAlreadyExists", "RepositoryAlreadyExistsException")
 THROTTLED = ("Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown")
 
 RENEW = "renew them (`aws sso login`, or what your organisation uses), then repeat the command: it goes on"
@@ -43,7 +45,7 @@ def refusal(error: Exception, service: str, operation: str, region: str) -> Harn
     elif code in THROTTLED:
         what = f"{where}: AWS throttles this account; eight tries with growing waits were not enough"
         hint = "repeat the command in a few minutes: it goes on where it was"
-    return Refused(what, message, hint, code)
+    return Refused(what, message, hint, code, operation)
 
 
 def _unreachable(error: Exception, where: str) -> HarnessError:
@@ -69,20 +71,27 @@ def _model_error(response: dict[str, Any], message: str) -> EndpointFailed:
 
 
 def is_missing(error: HarnessError) -> bool:
-    """Whether `error` says that what was asked for is not there. SageMaker says so in two ways."""
+    """Whether `error` says that what was asked for is not there.
+
+    SageMaker answers Describe of an unknown name with ValidationException, which is also what a malformed request
+    gets; ours are validated before they are sent, so there it has no other meaning. Of Delete and Stop it has others
+    (an endpoint that is being made): whoever gets one asks again what there is under the name.
+    """
     if not isinstance(error, Refused):
         return False
-    text = error.problems[0].why.lower()
-    absent = ("could not find" in text or "not found" in text or "does not exist" in text) and "bucket" not in text
-    return error.code in MISSING or (error.code == "ValidationException" and absent)
+    unknown = error.code == "ValidationException" and error.operation.startswith("describe_")
+    return error.code in MISSING or unknown
 
 
 def is_taken(error: HarnessError) -> bool:
-    """Whether `error` says that the name is in use."""
+    """Whether `error` says, or may say, that the name is in use.
+
+    SageMaker answers the second creation of a model, configuration or endpoint with ValidationException: whoever
+    gets one asks what there is under the name.
+    """
     if not isinstance(error, Refused):
         return False
-    text = error.problems[0].why.lower()
-    return error.code in ("ResourceInUse", "ResourceInUseException") or "already exist" in text
+    return error.operation.startswith("create_") and error.code in (*TAKEN, "ValidationException")
 
 
 def is_capacity(reason: str) -> bool:

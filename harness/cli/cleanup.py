@@ -37,7 +37,7 @@ def down(
     if sum((run_id is not None, everything, bool(older_than), expired)) > 1:
         raise InvalidInput("give one of RUN, --all, --older-than and --expired")
     names: list[str] = []
-    problems = []
+    errors: list[HarnessError] = []
     with output.reporter() as reporter:
         if everything or older_than or expired:
             chosen = cleanup.begun_before(age(older_than) if older_than else 0.0)
@@ -45,15 +45,15 @@ def down(
             chosen = [records.find(run_id)]
         for record in chosen:
             try:
-                with steps.working_on(steps.resume(record), "down", reporter) as client:
+                with steps.working_on(record, "down", reporter) as client:
                     names += cleanup.expire(client, reporter.say) if expired else client.down()
             except HarnessError as error:  # the others are still taken down
                 if len(chosen) == 1 or error.exit_code >= 128:
                     raise
-                problems += error.problems
+                errors.append(error)
     output.out(f"deleted: {', '.join(names)}" if names else "nothing to delete")
-    if problems:
-        raise HarnessError.of(problems)
+    if errors:
+        raise type(errors[0]).of([problem for error in errors for problem in error.problems])
 
 
 def sweep(

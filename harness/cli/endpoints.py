@@ -36,7 +36,7 @@ def deploy(
         deployment = run.plan.base if base else run.plan.tuned
         if deployment is None:
             raise NotFound(f"run {run.record.id} has no base model to deploy", "it does not compare before and after")
-        with steps.working_on(run, "deploy", reporter) as client:
+        with steps.working_on(run.record, "deploy", reporter) as client:
             endpoint = steps.deploy(client, deployment, reporter, seconds)
     output.out(endpoint.name)
 

@@ -146,7 +146,7 @@ def run(
         result = None if keep else started.record.read_json("result.json")
         if result is None:
             where = platforms.of(started.record).platform
-            with steps.working_on(started, "run", reporter) as client:
+            with steps.working_on(started.record, "run", reporter) as client:
                 with Meter(lambda: platforms.processes(where)) as meter:
                     with meter.phase("train"):
                         steps.train(started, client, reporter)
@@ -166,7 +166,7 @@ def train(
     with output.reporter() as reporter:
         started = steps.start_or_continue(run_file, False, platform, region, executor)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "train", reporter) as client:
+        with steps.working_on(started.record, "train", reporter) as client:
             steps.train(started, client, reporter)
     output.out(started.record.id)
 

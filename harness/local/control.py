@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import urllib3
 from containers import contract
 from harness import files, shell
 from harness.errors import InvalidInput, NotFound, NotStarted
+from harness.spec.profile import Profile
 
 SERVER, CREDENTIALS = "server.json", "credentials.json"
 ON_DEMAND = "started-on-demand"  # in the state directory: a command started it, and not `harness local up`
@@ -50,6 +51,11 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def answering(self, profile: Profile) -> Profile:
+        """`profile` as it reaches this server instead of AWS."""
+        keys = (self.keys.access_key_id, self.keys.secret_access_key)
+        return replace(profile, endpoint_url=self.url, access_key=keys)
 
     def environment(self) -> dict[str, str]:
         """What makes every AWS client on this machine talk to it."""

@@ -93,11 +93,15 @@ def texts(target: Target) -> dict[str, str]:
 
 
 def of(record: Record) -> Target:
-    """The target of a run."""
+    """The target of a run. Raises InvalidInput where its record is damaged."""
     raw: Any = record.read_json(FILE)
     if raw is None:
         return DEFAULT
-    return Target(raw["platform"], profiles.from_json(raw["profile"]), raw.get("executor", ""))
+    try:
+        return Target(raw["platform"], profiles.from_json(raw["profile"]), raw.get("executor", ""))
+    except (KeyError, TypeError, AttributeError) as error:
+        why = f"{FILE}: {type(error).__name__}: {error}"
+        raise InvalidInput(f"the record of run {record.id} cannot be read", why) from None
 
 
 def with_executor(record: Record, executor: str) -> Target:
@@ -126,9 +130,7 @@ def opened(record: Record, say: Say, start: bool = True, executor: str = "") -> 
         yield RunClient(record, target.profile, say)
         return
     with up(state_of(target.platform), target.profile, say, start, target.executor) as server:
-        keys = (server.keys.access_key_id, server.keys.secret_access_key)
-        profile = replace(target.profile, endpoint_url=server.url, access_key=keys)
-        yield RunClient(record, profile, say, lambda: images_of(target.executor))
+        yield RunClient(record, server.answering(target.profile), say, lambda: images_of(target.executor))
 
 
 def check(client: RunClient, run: RunFile, plan: Plan) -> None:

@@ -49,7 +49,14 @@ def overview() -> list[RunStatus]:
 
 
 def of(record: Record) -> RunStatus:
-    """One run."""
+    """One run. A damaged record is shown with its damage; it hides no other."""
+    try:
+        return _of(record)
+    except HarnessError as error:
+        return RunStatus(record.id, "", "unknown", (), None, error.problems[0].what)
+
+
+def _of(record: Record) -> RunStatus:
     job = record.read_json("job.json") or {}
     target, note = platforms.of(record), ""
     training = _recorded(job)

@@ -79,15 +79,21 @@ def start_or_continue(
 
 
 def resume(record: Record) -> Run:
-    """A run from its record."""
-    file = RunFile.model_validate_json((record.path / "run.json").read_text(encoding="utf-8"))
-    return Run(record, file, plans.from_json((record.path / "plan.json").read_text(encoding="utf-8")))
+    """A run from its record. Raises InvalidInput where that is damaged, or of a version with other keys."""
+    try:
+        file = RunFile.model_validate_json((record.path / "run.json").read_text(encoding="utf-8"))
+        plan = plans.from_json((record.path / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = f"what it left running is deleted by: harness down {record.id}"
+        raise InvalidInput(f"the record of run {record.id} cannot be read", why, hint) from None
+    return Run(record, file, plan)
 
 
 @contextmanager
-def working_on(run: Run, verb: str, reporter: Reporter) -> Iterator[RunClient]:
-    """Hold the run, settle what a crash has left, and say where things stand after an interruption."""
-    with run.record.held(verb), platforms.opened(run.record, reporter.say) as client:
+def working_on(record: Record, verb: str, reporter: Reporter) -> Iterator[RunClient]:
+    """Hold a run, settle what a crash has left, and say where things stand after an interruption."""
+    with record.held(verb), platforms.opened(record, reporter.say) as client:
         try:
             client.settle()
             yield client

@@ -14,7 +14,6 @@ from typing import Any
 from harness import files
 from harness.aws.session import Aws
 from harness.aws.transfer import Transfer, split
-from harness.errors import EndpointFailed
 from harness.interrupts import shielded
 from harness.record import Record
 from harness.sagemaker import preflight, resources
@@ -22,12 +21,11 @@ from harness.sagemaker.endpoints import Endpoint, Endpoints
 from harness.sagemaker.jobs import Jobs, OnStatus, Say
 from harness.sagemaker.logs import TRAINING_GROUP, Streams, endpoint_group
 from harness.sagemaker.resources import DELETION, RUNNING_JOB, Made, Resources
+from harness.sagemaker.takedown import COPY, Takedown
 from harness.spec import plan as plans, stacks
 from harness.spec.plan import Deployment, Plan
 from harness.spec.profile import Profile
 from harness.spec.runfile import RunFile
-
-COPY = "artifact-copy"  # in the ledger: the artifact in the serving region's bucket
 
 
 class RunClient:
@@ -192,12 +190,12 @@ class RunClient:
     def delete(self, endpoint: Endpoint) -> None:
         """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order."""
         with shielded():
-            if self.local:  # its CloudWatch Logs end with the local SageMaker; those of AWS stay
-                self._keep_log(endpoint.name)
+            self.keep_log(endpoint.name)
             self.hosting.remove(endpoint.name, endpoint.region)
 
-    def _keep_log(self, name: str) -> None:
-        if lines := self.hosting.log(name):
+    def keep_log(self, name: str) -> None:
+        """Keep an endpoint's log in the record: CloudWatch Logs of a local SageMaker end with it, AWS's stay."""
+        if self.local and (lines := self.hosting.log(name)):
             files.write_text(self.record.endpoint_log(name), "\n".join(lines) + "\n")
 
     # -- the end
@@ -213,48 +211,10 @@ class RunClient:
                 self.hosting.remove(name, region)
 
     def down(self) -> list[str]:
-        """Stop jobs, delete endpoints, configurations, models and copies, give up uploads; then look again.
-
-        Returns the names of what was there. Raises EndpointFailed naming what is left.
-        """
-        gone = []
-        # Also what was deleted: a request of a killed command may have arrived after the deletion that followed it.
-        made = self.resources.made(ever=True)
-        for item in made:
-            if item.kind == "training-job" and self.resources.stop_job(item.name, item.region, self.say):
-                gone.append(item.name)
-        self.jobs.note_end()
-        if self.local:
-            for endpoint in list(self.endpoints()):
-                self._keep_log(endpoint.name)
-        for kind in DELETION:
-            for item in made:
-                if item.kind == kind and self.resources.delete(kind, item.name, item.region, self.say):
-                    gone.append(item.name)
-        self.transfer.abort_all()
-        self._verify(sorted({item.region for item in made} | {self.profile.region, self.serving.region}))
-        # Last: what an endpoint that could not be deleted still loads, and what costs least.
-        for item in self.resources.made():
-            if item.kind == COPY:
-                self.transfer.remove(item.name, item.region)
-                self.record.note("deleted", kind=COPY, name=item.name, region=item.region)
-                gone.append(item.name)
-        return list(dict.fromkeys(gone))
+        """Stop jobs, delete endpoints and all that belongs to them; the names of what was there (takedown.py)."""
+        return Takedown(self.resources, self.jobs, self.transfer, self.keep_log, self.say).carry_out()
 
     def forget(self) -> None:
         """Delete what is under the run's prefix of the bucket: data, checkpoints, artifacts, outputs."""
         deleted = self.transfer.delete(f"s3://{self.profile.bucket}/runs/{self.record.id}/", self.profile.region)
         self.say(f"deleted {deleted} objects of s3://{self.profile.bucket}/runs/{self.record.id}/")
-
-    def _verify(self, regions: list[str]) -> None:
-        """Ask every region that was used for anything of this run. Raises EndpointFailed naming what is left."""
-        left = []
-        for region in regions:
-            for kind in ("training-job", *DELETION):
-                for name in resources.named(self.aws, kind, self.record.id, region):
-                    found = self.resources.describe(kind, name, region)
-                    ended = kind == "training-job" and found and found["TrainingJobStatus"] not in RUNNING_JOB
-                    if found and not ended and self.resources.is_ours(kind, found, region):
-                        left.append(f"{kind} {name} in {region}")
-        if left:
-            raise EndpointFailed(f"still there: {', '.join(left)}", hint=f"repeat: harness down {self.record.id}")

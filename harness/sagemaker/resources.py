@@ -73,7 +73,9 @@ class Resources:
             if not is_taken(error):
                 raise
             found = self.describe(kind, name, region)
-            if found is None or not self.is_ours(kind, found, region):
+            if found is None:
+                raise
+            if not self.is_ours(kind, found, region):
                 why = f"it is there in {region} and has no tag {RUN_TAG} = {self.record.id}"
                 raise Busy(f"{kind} {name} is not this run's", why, "start another run") from None
             answer = found
@@ -97,14 +99,18 @@ class Resources:
             if kind == "endpoint":
                 delete_endpoint(self.aws, name, region, self.poll, say)
             else:
-                _gone_or(lambda: self._delete(kind, name, region))
+                self._delete(kind, name, region)
         if found is not None or Made(kind, name, region) in self.made():
             self.record.note("deleted", kind=kind, name=name, region=region)
         return found is not None
 
     def _delete(self, kind: str, name: str, region: str) -> None:
         how = KINDS[kind]
-        self.aws.call("sagemaker", f"delete_{how.noun}", region, **{how.name: name})
+        try:
+            self.aws.call("sagemaker", f"delete_{how.noun}", region, **{how.name: name})
+        except Refused:
+            if self.describe(kind, name, region) is not None:  # else somebody was faster
+                raise
 
     def stop_job(self, name: str, region: str, say: Callable[[str], None]) -> bool:
         """StopTrainingJob and wait: its checkpoint and model are uploaded first. False where it had ended."""
@@ -123,7 +129,7 @@ def made(record: Record, ever: bool = False) -> list[Made]:
     """What a record's ledger says was made and not deleted; `ever`: or deleted."""
     found: dict[Made, None] = {}
     for line in record.ledger():
-        if line["event"] in ("create", "deleted") and line.get("region"):
+        if line["event"] in ("create", "deleted") and {"kind", "name", "region"} <= line.keys():
             item = Made(line["kind"], line["name"], line["region"])
             if line["event"] == "create":
                 found[item] = None
@@ -163,14 +169,6 @@ def named(aws: Aws, kind: str, part: str, region: str) -> list[str]:
     return [summary[how.name] for summary in summaries]
 
 
-def _gone_or(act: Callable[[], None]) -> None:
-    try:
-        act()
-    except HarnessError as error:
-        if not is_missing(error):
-            raise
-
-
 def stop_job(aws: Aws, name: str, region: str, poll: float, say: Callable[[str], None]) -> None:
     """StopTrainingJob, then wait until it has ended: up to two minutes for the container, then the uploads."""
     say(f"training job {name}: stopping, with time for its checkpoint")
@@ -187,14 +185,17 @@ def stop_job(aws: Aws, name: str, region: str, poll: float, say: Callable[[str],
 
 def delete_endpoint(aws: Aws, name: str, region: str, poll: float, say: Callable[[str], None]) -> None:
     """DeleteEndpoint, then wait until it is gone. One that is moving cannot be deleted and is waited for first."""
+    told = False
     while (now := describe(aws, "endpoint", name, region)) is not None:
-        if now["EndpointStatus"] != "Deleting":
+        status = now["EndpointStatus"]
+        if status != "Deleting":
             try:
                 aws.call("sagemaker", "delete_endpoint", region, EndpointName=name)
             except Refused as error:
-                if is_missing(error):
-                    return
-                if now["EndpointStatus"] not in MOVING_ENDPOINT:
+                moving = error.code == "ValidationException" and status in MOVING_ENDPOINT
+                if not moving and describe(aws, "endpoint", name, region) is not None:
                     raise
-                say(f"endpoint {name} is {now['EndpointStatus']}: it can be deleted once it is not")
+                if moving and not told:
+                    say(f"endpoint {name} is {status}; it is deleted as soon as SageMaker allows it")
+                    told = True
         time.sleep(poll)

@@ -78,7 +78,7 @@ def carry_out(run: Run, jobs: Jobs, device: str, reporter: Reporter, budget: Bud
     where no job could be run at all.
     """
     try:
-        with steps.working_on(run, "verify", reporter) as client:
+        with steps.working_on(run.record, "verify", reporter) as client:
             bench = Bench(run, jobs, client, device, reporter, budget or Budget())
             try:
                 platforms.check(client, run.file, run.plan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def run(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> RunCl
     name = f"{words[5:20].strip('-')}-{words[-9:].strip('-')}-20260101-000000-abcd"
     record = Record(name, tmp_path / name)
     record.path.mkdir()
-    profile = replace(LOCAL, endpoint_url=server.url)
+    profile = server.answering(LOCAL)
     return RunClient(record, profile, lambda _: None, lambda: {"train_image": IMAGE, "serve_image": IMAGE})
 
 

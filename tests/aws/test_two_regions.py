@@ -28,7 +28,7 @@ MODEL += "(B/'model'/'tokenizer.json').write_text('{}'); "
 
 @pytest.fixture
 def profile(server: Server) -> Profile:
-    made = replace(LOCAL, serve_region=THERE, serve_bucket="local-there", endpoint_url=server.url)
+    made = server.answering(replace(LOCAL, serve_region=THERE, serve_bucket="local-there"))
     setup.create(Aws(made), made, lambda _: None)
     return made
 

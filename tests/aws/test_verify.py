@@ -63,7 +63,7 @@ class Case:
         self.run, made = verify.start("neuron")
         self.requests, self.id, self.said = requests, self.run.record.id, list[str]()
         self.jobs = self.with_programs(made, CODE)
-        profile = replace(LOCAL, endpoint_url=server.url)
+        profile = server.answering(LOCAL)
 
         def images() -> dict[str, str]:
             return {"train_image": IMAGE, "serve_image": IMAGE}

@@ -27,7 +27,7 @@ class Said:
 def interrupted(record: Record) -> tuple[str, str]:
     """What a command says that Ctrl-C ends while it works on the run, and the hint."""
     run = Run(record, None, None)  # type: ignore[arg-type]
-    with pytest.raises(Interrupted) as error, steps.working_on(run, "train", Said()):
+    with pytest.raises(Interrupted) as error, steps.working_on(run.record, "train", Said()):
         raise Interrupted(2)
     (problem,) = error.value.problems
     return problem.what, problem.hint

@@ -54,6 +54,7 @@ def transcripts() -> str:
 def operations() -> str:
     """docs/reference/sagemaker-operations.md: what answers each operation of SageMaker, and how exactly."""
     from harness.local.api.front import OPERATIONS
+    from harness.local.api.schedules import OPERATIONS as SCHEDULES
     from harness.spec import service_model
 
     lines = ["# SageMaker's operations on the local SageMaker", ""]
@@ -66,6 +67,10 @@ def operations() -> str:
     )
     lines.append("| InvokeEndpointWithResponseStream | approximate | as InvokeEndpoint |")
     lines.append("| InvokeEndpointAsync, InvokeEndpointWithBidirectionalStream | refused | |")
+    differs = "only at(...) in UTC, to delete an endpoint; asked again every half second while that refuses"
+    rows = [(name, differs if name == "CreateSchedule" else "") for name, _ in SCHEDULES.values()]
+    lines += ["", "Of EventBridge Scheduler:", "", "| operation | | differs |", "|---|---|---|"]
+    lines += [f"| {name} | {'approximate' if text else 'exact'} | {text} |" for name, text in sorted(rows)]
     others = sorted(set(service_model.load("sagemaker").operation_names) - set(OPERATIONS))
     lines += ["", f"Refused with NotImplemented, {len(others)} operations:", "", ", ".join(others) + "."]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from harness.spec.profile import Profile
 # Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
 READ_TIMEOUT = {"sagemaker-runtime": 490}
 # What a local SageMaker answers even where its objects are in AWS's S3.
-LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs")
+LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs", "scheduler")
 
 
 class Aws:

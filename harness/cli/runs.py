@@ -58,6 +58,14 @@ PlatformFlag = Annotated[
         autocompletion=lambda: ["local", "ec2", "sagemaker"],
     ),
 ]
+MaxCostFlag = Annotated[
+    str,
+    typer.Option(
+        "--max-cost",
+        help="What it may cost at most: refused beforehand, kept by MaxRuntime and expiry.",
+        metavar="USD",
+    ),
+]
 RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]
 
 
@@ -134,6 +142,7 @@ def run(
     region: RegionFlag = "",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
     executor: ExecutorFlag = "",
+    max_cost: MaxCostFlag = "",
     json: JsonFlag = False,
 ) -> None:
     """Train, serve, measure, report, take down."""
@@ -141,7 +150,7 @@ def run(
     from harness.run.report import Meter
 
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, True, platform, region, executor)
+        started = steps.start_or_continue(run_file, True, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
         result = None if keep else started.record.read_json("result.json")
         if result is None:
@@ -158,13 +167,17 @@ def run(
 
 
 def train(
-    run_file: StartArg, platform: PlatformFlag = "", region: RegionFlag = "", executor: ExecutorFlag = ""
+    run_file: StartArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
+    executor: ExecutorFlag = "",
+    max_cost: MaxCostFlag = "",
 ) -> None:
     """Run the training job alone; prints the run's id."""
     from harness.run import steps
 
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, False, platform, region, executor)
+        started = steps.start_or_continue(run_file, False, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
         with steps.working_on(started.record, "train", reporter) as client:
             steps.train(started, client, reporter)
@@ -185,9 +198,11 @@ def ps(json: JsonFlag = False) -> None:
     for item in found:
         accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.1f} %"
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
-        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown))
+        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown, item.cost))
     if rows:
-        output.table("", rows, ("run", "platform", "training", "accuracy", "endpoints"))
+        header = ("run", "platform", "training", "accuracy", "endpoints", "cost")
+        costs = any(item.cost for item in found)
+        output.table("", [row if costs else row[:-1] for row in rows], header if costs else header[:-1])
     else:
         output.out("no runs here; start one: harness run RUNFILE")
 

@@ -7,7 +7,6 @@ DeleteEndpoint as a universal target (no Lambda): https://docs.aws.amazon.com/sc
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +14,11 @@ from decimal import Decimal
 from typing import Any
 
 from harness.errors import InvalidInput, Problem
-from harness.estimate.price import Table, amount, cents
+from harness.estimate.price import HOSTING, Bill, Table, amount, cents
 
 MIN_RUNTIME = 60
 """Seconds. The smallest limit that a run file takes (spec: compute.max_runtime_seconds)."""
 DELETE_ENDPOINT = "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
-MAX_NAME = 64
-"""Characters of a schedule's name (botocore's scheduler model)."""
 
 
 def runtime_within(usd: Decimal, per_hour: Decimal, count: int, longest: int) -> int:
@@ -57,6 +54,36 @@ def check_limit(usd: Decimal, high: Decimal | None, unknown: Iterable[str]) -> l
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What keeps a run within a sum: the job's MaxRuntimeInSeconds, and how long each endpoint may live."""
+
+    usd: Decimal
+    max_runtime: int
+    endpoint_seconds: float
+
+
+def limits(usd: Decimal, bill: Bill, longest_job: int, longest_endpoint: float) -> Limits:
+    """Every charge may take its share of `usd`: its estimate at most, stretched until the sum is `usd`.
+
+    So a job that runs into its limit and endpoints that nobody deletes cost `usd` together, at most; estimates only
+    decide who may take how much of it. Raises InvalidInput where the estimate alone is more, or a price is unknown.
+    """
+    high = bill.total[1] if bill.total else None
+    if problems := check_limit(usd, high, (line.charge.item for line in bill.lines if line.high is None)):
+        raise InvalidInput.of(problems)
+    whole = sum((line.high or Decimal(0) for line in bill.lines), Decimal(0))
+    stretch = float(usd / whole) if whole else 1.0
+    jobs = [line.charge for line in bill.lines if line.charge.what == "training"]
+    endpoints = [line.charge for line in bill.lines if line.charge.service == HOSTING]
+    runtime = min(longest_job, int(min((c.seconds[1] for c in jobs), default=longest_job) * stretch))
+    if runtime < MIN_RUNTIME:
+        what = f"{usd} USD leave the job {runtime} s"
+        raise InvalidInput(what, f"a job gets at least {MIN_RUNTIME} s", "raise --max-cost")
+    alive = min((c.seconds[1] for c in endpoints), default=longest_endpoint) * stretch
+    return Limits(usd, runtime, min(longest_endpoint, alive))
+
+
+@dataclass(frozen=True)
 class Alive:
     """Something that is billed now: since when, and how much of it."""
 
@@ -89,22 +116,22 @@ def line(items: list[Alive], table: Table, now: datetime) -> str:
     spent = [cost for cost, _ in costs if cost is not None]
     known = f"{sum(spent, Decimal(0))} USD so far, {sum(rates, Decimal(0))} USD/h" if rates else "at an unknown price"
     partly = ", some prices unknown" if rates and len(rates) < len(items) else ""
-    return f"billed now: {names}{more}: {known}{partly}; end it: harness down"
+    return f"billed now, as far as the records here know: {names}{more}: {known}{partly}; end it: harness down"
 
 
 # The end of an endpoint ---------------------------------------------------------------------------------------------
 
 
 def schedule_name(endpoint: str) -> str:
-    """A schedule's name for an endpoint, whose name has the run's id and is never used again."""
-    return re.sub(r"[^0-9a-zA-Z._-]", "-", f"expire-{endpoint}")[:MAX_NAME]
+    """An endpoint's schedule has its name: 63 characters of an endpoint's name fit into a schedule's 64."""
+    return endpoint
 
 
 def schedule_request(endpoint: str, expires: datetime, role_arn: str, kms_key: str = "") -> dict[str, Any]:
     """CreateSchedule: DeleteEndpoint once at `expires` (UTC), then the schedule deletes itself.
 
-    Names contain the run's id, so a late call cannot meet another endpoint; retries for a day cover an endpoint that
-    is Creating or Updating at that moment, which SageMaker refuses to delete.
+    Names contain the run's id, so a late call cannot meet another run's endpoint; retries for a day cover an endpoint
+    that is Creating or Updating at that moment, which SageMaker refuses to delete.
     """
     if expires.tzinfo is None:
         raise ValueError("an expiry needs a time zone")

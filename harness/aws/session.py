@@ -18,7 +18,7 @@ READ_TIMEOUT = {"sagemaker-runtime": 490}
 # Of a client whose requests go nowhere, or whose server was found without its key pair.
 NO_CREDENTIALS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
 # What a local SageMaker answers even where its objects are in AWS's S3.
-LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs")
+LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs", "scheduler")
 
 
 class Aws:

@@ -11,7 +11,7 @@ import typer
 
 from harness.cli import output
 from harness.cli.cleanup import age
-from harness.cli.runs import JsonFlag, RunArg, run_ids
+from harness.cli.runs import JsonFlag, MaxCostFlag, RunArg, run_ids
 
 if TYPE_CHECKING:
     from harness.sagemaker.client import RunClient
@@ -22,13 +22,14 @@ def deploy(
     run_id: RunArg = None,
     base: Annotated[bool, typer.Option("--base", help="The model before fine-tuning.")] = False,
     ttl: Annotated[
-        str, typer.Option("--ttl", help="Time to live for `down --expired`, for example 2h.", metavar="TIME")
+        str, typer.Option("--ttl", help="Time to live: then it is deleted; for example 2h.", metavar="TIME")
     ] = "",
+    max_cost: MaxCostFlag = "",
 ) -> None:
     """Start an endpoint that stays; prints its name."""
     from harness import record as records
     from harness.errors import NotFound
-    from harness.run import steps
+    from harness.run import platforms, spending, steps
 
     seconds = age(ttl) if ttl else None
     with output.reporter() as reporter:
@@ -36,6 +37,9 @@ def deploy(
         deployment = run.plan.base if base else run.plan.tuned
         if deployment is None:
             raise NotFound(f"run {run.record.id} has no base model to deploy", "it does not compare before and after")
+        if max_cost:
+            instance = deployment.create_endpoint_config["ProductionVariants"][0]["InstanceType"]
+            seconds = spending.endpoint_seconds(max_cost, instance, platforms.of(run.record), seconds)
         with steps.working_on(run.record, "deploy", reporter) as client:
             endpoint = steps.deploy(client, deployment, reporter, seconds)
     output.out(endpoint.name)

@@ -55,6 +55,7 @@ class Service:
         self.models = Table(folder / "sagemaker" / "models")
         self.configs = Table(folder / "sagemaker" / "endpoint-configs")
         self.endpoints = Table(folder / "sagemaker" / "endpoints")
+        self.schedules = Table(folder / "sagemaker" / "schedules")
         self.faults = Faults()
         self.ports = Ports()
         self.closing = threading.Event()

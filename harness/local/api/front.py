@@ -1,8 +1,9 @@
 """The HTTP front of the local SageMaker, as a WSGI application.
 
 SageMaker's own calls (X-Amz-Target: SageMaker.*) and SageMaker Runtime's paths are answered here; S3, ECR, IAM, STS,
-Logs, CloudWatch, Secrets Manager and tagging by moto; any other service by a clear refusal. /harness/* is for the
-command line. docs/reference/sagemaker-operations.md is made from the table of operations.
+Logs, CloudWatch, Secrets Manager and tagging by moto; EventBridge Scheduler, as far as endpoints need it, by
+schedules.py; any other service by a clear refusal. /harness/* is for the command line.
+docs/reference/sagemaker-operations.md is made from the table of operations.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from xml.sax.saxutils import escape as xml_escape
 from containers import contract
 from harness.errors import InvalidInput
 from harness.executors import docker
-from harness.local.api import hosting, jobs, signature, tags
+from harness.local.api import hosting, jobs, schedules, signature, tags
 from harness.local.api.errors import KINDS, ApiError, invalid, not_implemented
 from harness.local.api.runtime import Runtime
 from harness.local.moto_backends import Wsgi
@@ -209,6 +210,8 @@ class Front:
             return self._sagemaker(body, start, target.removeprefix("SageMaker."), region)
         if service == "sagemaker" and (match := RUNTIME.fullmatch(path)):
             return self._invoke(environ, body, start, region, urllib.parse.unquote(match[1]), match[2])
+        if service == "scheduler":
+            return self._scheduler(environ, body, start, region)
         if service not in MOTO:
             raise ApiError("NotImplemented", f"service {service} is not part of the local SageMaker", 501)
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
@@ -226,6 +229,12 @@ class Front:
             self.misshapen.append(f"{operation}: {problems[0]}")
             sys.stderr.write(f"answer of {operation} does not fit botocore's model: {'; '.join(problems)}\n")
         return _answer(start, 200, json.dumps(response).encode() if response else b"", "application/x-amz-json-1.1")
+
+    def _scheduler(self, environ: Environ, body: bytes, start: StartResponse, region: str) -> Iterable[bytes]:
+        path, query = _decoded(environ.get("PATH_INFO", "")), environ.get("QUERY_STRING", "")
+        asked = dict(urllib.parse.parse_qsl(query))
+        answer = schedules.call(self.service, region, environ["REQUEST_METHOD"], path, asked, _json(body))
+        return _answer(start, 200, json.dumps(answer).encode(), "application/json")
 
     def _invoke(
         self, environ: Environ, body: bytes, start: StartResponse, region: str, name: str, kind: str

@@ -98,18 +98,16 @@ class NeuronEngine:
                 f"{len(prompts)} inputs; max_batch_size is {self.options.max_batch_size}: send them in parts",
             )
         encoded = [tuple(self.tokenizer(p)["input_ids"]) for p in prompts]
+        wanted = parameters.max_new_tokens or 0
         problems = [
-            f"inputs[{i}] has {len(p)} tokens; with max_new_tokens {parameters.max_new_tokens} that exceeds "
-            f"n_positions {limit}"
+            f"inputs[{i}] has {len(p)} tokens; with max_new_tokens {wanted} that exceeds n_positions {limit}"
             for i, p in enumerate(encoded)
-            if len(p) + parameters.max_new_tokens > limit
+            if len(p) + wanted > limit
         ]
         problems += [f"inputs[{i}] has no tokens" for i, p in enumerate(encoded) if not p]
         if problems:
             raise RequestError(422, *problems)
-        jobs = [
-            Job(Sequence(p, parameters.max_new_tokens), parameters, sampling.generator(parameters)) for p in encoded
-        ]
+        jobs = [Job(Sequence(p, wanted), parameters, sampling.generator(parameters)) for p in encoded]
         for job in jobs:
             self.scheduler.submit(job.sequence)
             self._jobs[job.sequence] = job

@@ -6,6 +6,7 @@ made by the first call, which DJL sends empty, with the options as properties.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +17,7 @@ from djl_python import Input, Output
 
 from containers import drain
 from serve import engines
-from serve.options import ServeOptions, from_properties
+from serve.options import ServeOptions, check_environment, from_properties
 from serve.protocols import Context, Parsed, errors, parse
 from serve.protocols.errors import RequestError
 from serve.request import Answer, Parameters, Piece, Request
@@ -37,6 +38,7 @@ def handle(inputs: Input) -> Output | None:
     """DJL's entry point: None answers the INIT call, an Output everything else."""
     if inputs.is_empty():
         properties = inputs.get_properties()
+        check_environment(os.environ)
         options = from_properties(properties)
         name = properties.get("serve_engine", "neuron")
         engine = _engine(name, properties["model_dir"], options)
@@ -69,6 +71,7 @@ def _context(engine: Any, options: ServeOptions) -> Context:
         n_positions=options.n_positions,
         max_sequences=options.max_batch_size,
         vocabulary=len(tokenizer),
+        tgi_compat=options.tgi_compat,
         chat_template=template if tokenizer.chat_template else None,
         prompt_logprobs="this engine does not compute log probabilities of prompts",
     )

@@ -143,6 +143,7 @@ def application(endpoint: Endpoint, token: str) -> Flask:
     def description() -> Response:
         return Response(published(), content_type="application/json")
 
+    @app.post("/")  # TGI's: its clients ask for no form and expect events
     @app.post("/invocations")
     @app.post("/v1/chat/completions")
     @app.post("/v1/completions")
@@ -153,7 +154,8 @@ def application(endpoint: Endpoint, token: str) -> Flask:
         if field and isinstance(given, dict) and given.get(field) is None:
             return _error(400, f"{field}: missing; {request.path} needs it")
         stream = isinstance(given, dict) and given.get("stream") in (True, "true")
-        accept = ", ".join(kind for kind in (EVENT_STREAM, JSON_LINES) if kind in request.headers.get("Accept", ""))
+        wanted_forms = EVENT_STREAM if request.path == "/" else request.headers.get("Accept", "")
+        accept = ", ".join(kind for kind in (EVENT_STREAM, JSON_LINES) if kind in wanted_forms)
         try:
             reply = endpoint.ask(body, request.headers.get("Content-Type", "application/json"), accept, stream)
         except UpstreamError as error:

@@ -28,6 +28,7 @@ _DJLS_OWN = (
     "model_loading_timeout",
     "parallel_loading",
     "pipeline_parallel_degree",
+    "predict_timeout",
     "pythonexecutable",
     "rolling_batch",
     "max_rolling_batch_size",

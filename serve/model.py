@@ -15,7 +15,7 @@ from djl_python import Input, Output
 
 from containers import drain, health
 from serve import engines, service
-from serve.options import OptionError, from_properties
+from serve.options import OptionError, check_environment, from_properties
 from serve.rolling import Frame, Part, RollingBatch
 
 _state: dict[str, Any] = {}
@@ -28,7 +28,7 @@ def handle(inputs: Input) -> Output | None:
         _state.update(_started(inputs.get_properties()))
         return None
     batch: RollingBatch = _state["batch"]
-    if inputs.contains_key("reset_rollingbatch"):
+    if inputs.get_property("reset_rollingbatch"):
         batch.reset()
     parts = inputs.get_batches()
     _state["in_progress"].hold()
@@ -43,6 +43,7 @@ def handle(inputs: Input) -> Output | None:
 def _started(properties: dict[str, str]) -> dict[str, Any]:
     if properties.get("rolling_batch") != "custom":
         raise OptionError(f"rolling_batch is {properties.get('rolling_batch')!r}; this handler needs custom")
+    check_environment(os.environ)
     options = from_properties(properties)
     engine = engines.load(properties.get("serve_engine", "neuron"), Path(properties["model_dir"]), options)
     print(engine.description, flush=True)

@@ -69,6 +69,7 @@ def context_of(engine: Engine, options: ServeOptions) -> Context:
         n_positions=options.n_positions,
         max_sequences=engine.shapes.slots,
         vocabulary=len(tokenizer),
+        tgi_compat=options.tgi_compat,
         chat_template=template if tokenizer.chat_template else None,
         decode=lambda tokens: str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)),
         prompt_logprobs="" if engine.prompt_logprobs else "this engine has no graph for log probabilities of prompts",

@@ -82,10 +82,22 @@ def breaks() -> str:
     return table.page()
 
 
+def openapi() -> str:
+    """harness/openapi.json: what endpoints and the proxy take, as the models that check it say."""
+    import json
+    import tomllib
+
+    from serve.protocols.openapi import document
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return json.dumps(document(version), indent=1, sort_keys=True) + "\n"
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["docs/reference/sagemaker-operations.md"] = operations
 FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/breaks.md"] = breaks
+FILES["harness/openapi.json"] = openapi
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ import typer
 from harness.cli.main import app
 from tests.test_readme import blocks
 
-DOCS = ["README.md", *(f"docs/{n}.md" for n in ("aws", "ec2", "images", "local-sagemaker", "verify"))]
+DOCS = ["README.md", *(f"docs/{n}.md" for n in ("aws", "ec2", "images", "local-sagemaker", "requests", "verify"))]
 
 
 def lines(root: Path, name: str) -> list[list[str]]:

@@ -22,7 +22,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
+VERBS: tuple[Callable[..., None], ...] = (
+    runs.plan,
+    runs.run,
+    runs.train,
+    endpoints.deploy,
+    endpoints.invoke,
+    endpoints.proxy,
+)
 VERBS += (runs.ps, ends.logs, ends.down)
 VERBS += (account.init, account.sweep, doctor.doctor, verify.verify, images.build, images.push, images.images)
 for verb in VERBS:

@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import profile as profiles
 from harness.errors import InvalidInput, did_you_mean
 from harness.platforms.platform import NAMES, Platform
 from harness.profile import LOCAL, Profile
 from harness.record import Record
+
+if TYPE_CHECKING:
+    from harness.aws import Aws
 
 FILE = "platform.json"
 
@@ -44,6 +47,22 @@ def choose(platform: str, region: str = "") -> Target:
 
         return Target("ec2", ec2.profile(region))
     return Target(platform, profiles.load(region=region))
+
+
+@contextmanager
+def runtime(platform: str, region: str = "") -> Iterator[Aws]:
+    """The client of a platform's account, for endpoints of whatever run. A local SageMaker has to be up."""
+    from harness.aws import Aws
+
+    if platform == "sagemaker":
+        yield Aws(choose(platform, region).profile.serving)
+        return
+    if platform not in NAMES:
+        raise InvalidInput(f"no platform {platform!r}", hint=did_you_mean(platform, NAMES))
+    from harness.platforms import localserver
+
+    with localserver.up(lambda _: None, start=False) as server:
+        yield Aws(replace(localserver.PROFILE, endpoint_url=server.url))
 
 
 def files(target: Target) -> dict[str, str]:

@@ -18,7 +18,7 @@ EVENT_STREAM = "text/event-stream"
 # A body holds at most this many bytes per token that could be answered together, plus what JSON adds around the
 # prompts. English has 4 bytes a token, and an escaped character at most 12; so this refuses only what cannot be met.
 BODY_BYTES_PER_TOKEN = 64
-BODY_BYTES_AROUND = 64 * 1024
+BODY_BYTES_AROUND = 1024 * 1024
 # The longest token of the common vocabularies: a run of 128 spaces in Llama 3's.
 LONGEST_TOKEN = 128
 

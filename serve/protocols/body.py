@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainValidator,
@@ -70,9 +70,13 @@ def _check_content_type(content_type: str) -> None:
 
 
 def check(model: type[M], given: Mapping[str, Any], problems: list[str], prefix: str = "") -> M | None:
-    """The fields in their types; None after adding every problem to `problems`. Null means not given."""
+    """The fields in their types; None after adding every problem to `problems`. Null means not given.
+
+    JSON has one kind of number, and some clients write 8 as 8.0.
+    """
+    values = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in given.items() if v is not None}
     try:
-        return model.model_validate({k: v for k, v in given.items() if v is not None})
+        return model.model_validate(values)
     except ValidationError as error:
         problems.extend(_line(e, list(model.model_fields), prefix) for e in error.errors(include_url=False))
         return None
@@ -149,16 +153,11 @@ Stops = Annotated[
 ]
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""JSON has one kind of number: 8.0 is a whole one, and some clients write it so."""
+# No count or size here means anything beyond 32 bits, and arrays of numpy and torch could not hold it.
+Whole = Annotated[int, Field(lt=2**31)]
 
 
 def _seed(value: Any) -> int:
-    value = _whole(value)
     if type(value) is not int or not -(2**63) <= value < 2**64:
         raise wrong("must be a whole number of 64 bits (-2**63 to 2**64 - 1)")
     return int(value)

@@ -2,8 +2,8 @@
 
 LMI, of DJL Serving: docs.djl.ai/master/docs/serving/serving/docs/lmi/user_guides/lmi_input_output_schema.html
 TGI: huggingface.github.io/text-generation-inference (Generate parameters, StreamResponse).
-One request schema for both. The answer is LMI's, or TGI's where OPTION_TGI_COMPAT is set, or where a stream is asked
-for with `Accept: text/event-stream`. Whatever is not understood is refused; nothing is silently ignored.
+One request schema for both. The answer is LMI's, or TGI's where OPTION_TGI_COMPAT is set or the request comes with
+`Accept: text/event-stream`. Whatever is not understood is refused; nothing is silently ignored.
 """
 
 from __future__ import annotations
@@ -154,10 +154,9 @@ def _contradictions(given: Mapping[str, Any], parameters: Mapping[str, Any]) -> 
     return found
 
 
-def _parameters(p: LmiParameters, tgi: bool) -> Parameters:
+def _parameters(p: LmiParameters, logprobs: bool) -> Parameters:
     asked = any(v is not None for v in (p.temperature, p.top_k, p.top_p, p.min_p))
     sample = (asked if p.do_sample is None else p.do_sample) and p.temperature != 0
-    details = bool(p.details or p.decoder_input_details or tgi)
     return Parameters(
         max_new_tokens=p.max_new_tokens,
         do_sample=sample,
@@ -171,7 +170,7 @@ def _parameters(p: LmiParameters, tgi: bool) -> Parameters:
         seed=p.seed,
         stop=tuple(p.stop or p.stop_sequences or ()),
         ignore_eos=bool(p.ignore_eos_token),
-        logprobs=(p.top_n_tokens or 0) if details else None,
+        logprobs=(p.top_n_tokens or 0) if logprobs else None,
         prompt_logprobs=bool(p.decoder_input_details),
     )
 
@@ -184,10 +183,11 @@ class LmiParsed(Parsed):
     ) -> None:
         self.stream = bool(body.stream)
         self._list = isinstance(body.inputs, list) or context.tgi_compat
-        self._tgi = context.tgi_compat or (self.stream and EVENT_STREAM in accept)
+        self._tgi = context.tgi_compat or EVENT_STREAM in accept
         self._full = bool(parameters.return_full_text)
         self._details = bool(parameters.details or parameters.decoder_input_details or context.tgi_compat)
-        shared = _parameters(parameters, self._tgi)
+        # TGI's events have log probabilities always.
+        shared = _parameters(parameters, self._details or (self._tgi and self.stream))
         self._top = bool(shared.logprobs)
         self.requests = tuple(Request(prompt, shared) for prompt in prompts)
         self.content_type = (EVENT_STREAM if self._tgi else JSON_LINES) if self.stream else JSON

@@ -24,6 +24,8 @@ OTHERS = (
     "numpy",
     "pydantic",
     "pydantic_core",
+    "flask",
+    "werkzeug",
     "typer",
     "rich",
     "jinja2",

@@ -242,3 +242,11 @@ def test_a_stream_that_fails_ends_with_the_error() -> None:
     assert lines(ask(body).stream_error(500, "lost"))[0] == {"error": "lost", "code": 500}
     event = events(ask(body, accept="text/event-stream").stream_error(500, "lost"))[0]
     assert event == {"error": "lost", "code": 500, "error_type": "generation"}
+
+
+def test_tgis_clients_find_their_names_also_where_nothing_streams() -> None:
+    parsed = ask({"inputs": "a", "parameters": {"details": True}}, accept="text/event-stream")
+    assert parsed.content_type == "application/json"
+    token = json.loads(parsed.render([ANSWER]))["details"]["tokens"][0]
+    assert token == {"id": 7, "text": "é", "logprob": -0.5, "special": False}
+    assert ask({"inputs": "a"}, accept="text/event-stream").requests[0].parameters.logprobs is None

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from containers.contract import ANSWER_DEADLINE, INVOCATION_TIMEOUT, STREAM_DEADLINE, STREAM_TIMEOUT
+
 PREFIX = "OPTION_"
 # What DJL calls an option where we use the field's own term.
 DJL_NAMES = {"tp_degree": "tensor_parallel_degree"}
@@ -89,26 +91,24 @@ class ServeOptions:
     """Number format of the weights. bf16 keeps fp32's range, so nothing overflows that trained in bf16."""
     max_batch_size: int = 32
     """Prompts answered together. 32 keeps the step of a 1 B model memory-bound on one Inferentia2 chip."""
-    predict_timeout: int = 55
-    """Seconds for one request; below the 60 s after which SageMaker gives up, so that the client gets our reason."""
+    answer_timeout: int = ANSWER_DEADLINE
+    """Seconds for an answer that does not stream; it then ends with what there is. Below SageMaker's 60 s."""
+    stream_timeout: int = STREAM_DEADLINE
+    """Seconds for a whole stream; it then ends with what there is. Below SageMaker's 8 minutes."""
+    replicas: int = 1
+    """Copies of the model on device cpu, each in its own process. On Neuron DJL loads cores / tp_degree copies."""
     tgi_compat: bool = False
     """Answers to LMI's requests as TGI gives them: lists, and streams of events. False: the schema is DJL's own."""
 
     def __post_init__(self) -> None:
-        _raise(
-            [
-                *(
-                    f"{name} is {getattr(self, name)}; it must be at least 1"
-                    for name in ("tp_degree", "n_positions", "max_batch_size", "predict_timeout")
-                    if getattr(self, name) < 1
-                ),
-                *(
-                    []
-                    if self.dtype in DTYPES
-                    else [f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}"]
-                ),
-            ]
-        )
+        whole = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
+        problems = [f"{name} is {value}; it must be at least 1" for name, value in whole.items() if value < 1]
+        for name, limit in (("answer_timeout", INVOCATION_TIMEOUT), ("stream_timeout", STREAM_TIMEOUT)):
+            if whole[name] >= limit:
+                problems.append(f"{name} is {whole[name]}; it must be below SageMaker's own {limit} s")
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        _raise(problems)
 
 
 def names() -> list[str]:

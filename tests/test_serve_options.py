@@ -13,13 +13,14 @@ from serve.options import OptionError, ServeOptions, check_environment, from_pro
     st.integers(1, 100000),
     st.sampled_from(["bf16", "fp16", "fp32"]),
     st.integers(1, 512),
-    st.integers(1, 600),
+    st.integers(1, 59),
+    st.integers(1, 479),
     st.booleans(),
 )
 def test_options_survive_djls_environment(
-    tp: int, positions: int, dtype: str, batch: int, timeout: int, tgi: bool
+    tp: int, positions: int, dtype: str, batch: int, timeout: int, stream: int, tgi: bool
 ) -> None:
-    options = ServeOptions(tp, positions, dtype, batch, timeout, tgi)
+    options = ServeOptions(tp, positions, dtype, batch, timeout, stream, tgi_compat=tgi)
     environment = to_environment(options)
     check_environment(environment)
     # DJL strips OPTION_ and lower-cases.
@@ -29,7 +30,15 @@ def test_options_survive_djls_environment(
 
 
 @pytest.mark.parametrize(
-    "properties", [{"n_positions": "many"}, {"n_positions": "0"}, {"dtype": "int4"}, {"tgi_compat": "yes"}]
+    "properties",
+    [
+        {"n_positions": "many"},
+        {"n_positions": "0"},
+        {"dtype": "int4"},
+        {"tgi_compat": "yes"},
+        {"answer_timeout": "60"},
+        {"stream_timeout": "480"},
+    ],
 )
 def test_wrong_options_name_themselves(properties: dict) -> None:
     with pytest.raises(OptionError, match=next(iter(properties))):

@@ -117,7 +117,7 @@ def test_exists_in_the_pinned_source(use: Use) -> None:
         ("serve/engines/cpu.py", "skip_prompt=", "skip_promt="),
         ("serve/engines/cpu.py", "padding_side=", "paddding_side="),
         ("serve/model.py", "output_formatter=", "output_formater="),
-        ("serve/model.py", "inputs.is_empty", "inputs.empty"),
+        ("serve/model.py", "inputs.get_batches", "inputs.batches"),
         ("harness/aws.py", "load_service_model", "load_servicemodel"),
     ],
 )

@@ -177,6 +177,9 @@ def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
         # DJL's launcher sets 1 where it is unset, which would leave every other core idle.
         defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // replicas))
         defaults["GLIBC_TUNABLES"] = CPU_TUNABLES
+        # A step is hundreds of short parallel parts. With libgomp's default a thread that waits for another keeps the
+        # processor, which that one may need: on a busy machine a step took 4 s instead of 0.17 s.
+        defaults["GOMP_SPINCOUNT"] = "1000"
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
     # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).
     threads = replicas * int(batch) + 32

@@ -165,7 +165,9 @@ def application(endpoint: Endpoint, token: str) -> Flask:
 
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> Response:
-        return _error(error.code or 500, str(error.description or error))
+        answer = _error(error.code or 500, str(error.description or error))
+        answer.headers.update({k: v for k, v in error.get_headers() if k == "Allow"})
+        return answer
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:
@@ -209,8 +211,7 @@ def error_body(status: int, message: str) -> dict[str, Any]:
 
 
 def _error(status: int, message: str) -> Response:
-    """OpenAI's clients know 400 for what is wrong with a request, and no 422."""
-    return _json(400 if status == 422 else status, error_body(status, message))
+    return _json(status, error_body(status, message))
 
 
 def _plain_error(status: int, message: str) -> Response:

@@ -35,7 +35,7 @@ class Context:
     """Token ids are below this."""
     chat_template: Callable[[Sequence[Mapping[str, str]]], str] | None = None
     """Messages (role, content) to the prompt with its special tokens, the assistant's turn opened; None: the model
-    has no template. What it raises becomes a 400: templates refuse, for instance, roles that do not alternate."""
+    has no template. What it raises becomes a 422: templates refuse, for instance, roles that do not alternate."""
     decode: Callable[[Sequence[int]], str] | None = None
     """Token ids to text, for `echo` of a prompt that was given as ids."""
     prompt_logprobs: str = ""

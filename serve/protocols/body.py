@@ -89,6 +89,9 @@ def _line(error: ErrorDetails, known: Sequence[str], prefix: str) -> str:
         name = str(error["loc"][-1])
         close = get_close_matches(name, known, n=1) if len(error["loc"]) == 1 else []
         return f"{where}: not known" + (f'; did you mean "{close[0]}"?' if close else "")
+    if error["loc"][-1] == "[key]":
+        field = prefix + ".".join(map(str, error["loc"][:-2]))
+        return f"{field}: key {error['loc'][-2]!r:.40} {error['msg'].replace('String should', 'must')}"
     if error["type"] == "missing":
         return f"{where}: missing"
     said = error["msg"].replace("Input should be", "must be")
@@ -179,7 +182,14 @@ def check_prompt_length(text: str, where: str, context: Context) -> Iterator[str
         )
 
 
-def check_sequences(count: int, what: str, context: Context) -> None:
-    """Raises RequestError 422 for more sequences than the endpoint answers at once."""
+def check_sequences(count: int, what: str, context: Context) -> Iterator[str]:
+    """A problem if that is more than the endpoint answers at once."""
     if count > context.max_sequences:
-        raise RequestError(422, f"{what}: {count} sequences; max_batch_size is {context.max_sequences}: send parts")
+        yield f"{what}: {count} sequences; max_batch_size is {context.max_sequences}: send parts"
+
+
+def refuse(malformed: Sequence[str], beyond: Sequence[str]) -> None:
+    """Raises RequestError with all there is to say: 400 if anything is malformed, else 422 for what is beyond this
+    endpoint."""
+    if malformed or beyond:
+        raise RequestError(400 if malformed else 422, *malformed, *beyond)

@@ -25,10 +25,10 @@ from serve.protocols.body import (
     check,
     check_prompt_length,
     check_sequences,
+    refuse,
     type_name,
     wrong,
 )
-from serve.protocols.errors import RequestError
 from serve.request import Answer, Parameters, Piece, Request, TokenLogprob
 
 __all__ = ["Generation", "Parameters", "parse"]
@@ -126,19 +126,17 @@ def parse(given: Mapping[str, Any], context: Context, accept: str = "") -> LmiPa
     body = check(LmiBody, {k: v for k, v in given.items() if k != "parameters"}, problems)
     parameters = check(LmiParameters, raw or {}, problems, "parameters.")
     problems.extend(_contradictions(given, raw or {}))
-    if body is None or parameters is None or problems:
-        raise RequestError(400, *problems)
-    prompts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    check_sequences(len(prompts), "inputs", context)
-    beyond = [
-        problem
-        for i, prompt in enumerate(prompts)
-        for problem in check_prompt_length(prompt, f"inputs[{i}]" if prompts is body.inputs else "inputs", context)
-    ]
-    if parameters.decoder_input_details and context.prompt_logprobs:
+    beyond: list[str] = []
+    if body is not None:
+        several = isinstance(body.inputs, list)
+        prompts = body.inputs if several else [body.inputs]
+        beyond.extend(check_sequences(len(prompts), "inputs", context))
+        for i, prompt in enumerate(prompts):
+            beyond.extend(check_prompt_length(prompt, f"inputs[{i}]" if several else "inputs", context))
+    if parameters is not None and parameters.decoder_input_details and context.prompt_logprobs:
         beyond.append(f"parameters.decoder_input_details: {context.prompt_logprobs}")
-    if beyond:
-        raise RequestError(422, *beyond)
+    refuse(problems, beyond)
+    assert body is not None and parameters is not None  # else there was a problem
     return LmiParsed(body, parameters, prompts, context, accept)
 
 

@@ -11,11 +11,11 @@ import json
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, StringConstraints, WithJsonSchema
 
 from serve.protocols.base import EVENT_STREAM, JSON, JSON_LINES, Context, Parsed
 from serve.protocols.body import (
@@ -28,9 +28,9 @@ from serve.protocols.body import (
     check,
     check_prompt_length,
     check_sequences,
+    refuse,
     wrong,
 )
-from serve.protocols.errors import RequestError
 from serve.request import Answer, Parameters, Piece, Request, TokenLogprob
 
 # What OpenAI calls the ends of an answer. A deadline is a limit like the length; `stop_reason` tells them apart.
@@ -67,9 +67,10 @@ class _Common(Fields):
     stop: Stops | None = Field(None, description="Texts that end the answer; they are not part of it.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Default 0.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Default 0.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Added to the logits: token id to bias."
-    )
+    logit_bias: (
+        dict[Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
+        | None
+    ) = Field(None, max_length=MAX_LOGIT_BIAS, description="Added to the logits: token id to bias.")
     seed: Seed | None = Field(None, description="Default: a random one.")
     user: str | None = Field(None, description="Has no effect.")
     metadata: dict[str, Any] | None = Field(None, description="Has no effect.")
@@ -153,20 +154,27 @@ class ChatBody(_Common):
     web_search_options: Annotated[Any, Unsupported("not supported")] = None
 
 
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(v) is int and v >= 0 for v in value)
+def _ids(value: Any) -> list[int] | None:
+    """Token ids, or None for what is no list of them; 8.0 is a whole number in JSON."""
+    if not isinstance(value, list) or not value:
+        return None
+    ids = [int(v) if isinstance(v, float) and v.is_integer() else v for v in value]
+    return ids if all(type(v) is int and v >= 0 for v in ids) else None
 
 
-def _prompts(value: Any) -> list[str | list[int]]:
+def _prompts(value: Any) -> list[str] | list[list[int]]:
     """One text or list of token ids, or a list of either kind."""
-    prompts = [value] if isinstance(value, str) or _is_ids(value) else value
-    if (
-        not isinstance(prompts, list)
-        or not prompts
-        or not (all(isinstance(p, str) and p for p in prompts) or all(_is_ids(p) for p in prompts))
-    ):
-        raise wrong("must be a text, a list of texts, token ids, or a list of those; none of them empty")
-    return prompts
+    ids = _ids(value)
+    if ids is not None:
+        return [ids]
+    prompts = [value] if isinstance(value, str) else value
+    if isinstance(prompts, list) and prompts:
+        if all(isinstance(p, str) and p for p in prompts):
+            return prompts
+        found = [ids for ids in map(_ids, prompts) if ids is not None]
+        if len(found) == len(prompts):
+            return found
+    raise wrong("must be a text, a list of texts, token ids, or a list of those; none of them empty")
 
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -202,32 +210,34 @@ class CompletionBody(_Common):
 def parse_chat(given: Mapping[str, Any], context: Context, accept: str = "") -> ChatParsed:
     """Raises RequestError 400 naming every problem of the body; 422 for what the endpoint cannot do."""
     problems: list[str] = []
+    beyond: list[str] = []
     body = check(ChatBody, given, problems)
     options = _stream_options(given, problems)
     raw = given.get("messages")
-    messages = []
-    for i, message in enumerate(raw if isinstance(raw, list) else []):
-        if isinstance(message, dict):
-            checked = check(Message, message, problems, f"messages[{i}].")
-            messages.append(checked)
+    messages = [
+        check(Message, message, problems, f"messages[{i}].")
+        for i, message in enumerate(raw if isinstance(raw, list) else [])
+        if isinstance(message, dict)  # ChatBody says which are not
+    ]
     if given.get("top_logprobs") is not None and given.get("logprobs") is not True:
         problems.append("top_logprobs: only with logprobs true")
-    limits = [given.get(k) for k in ("max_tokens", "max_completion_tokens")]
-    if None not in limits and limits[0] != limits[1]:
+    if given.get("max_tokens") is not None and given.get("max_completion_tokens") is not None:
         problems.append("max_completion_tokens: is the newer name of max_tokens; give one of them")
-    bias = _bias(given.get("logit_bias"), context, problems)
-    if body is None or problems:
-        raise RequestError(400, *problems)
-    text = _templated([m for m in messages if m is not None], context)
+    whole = [message for message in messages if message is not None]
+    text = ""
+    if body is not None and len(whole) == len(body.messages):
+        text = _templated(whole, context, beyond)
+        beyond.extend(check_prompt_length(text, "messages", context))
+    if body is not None:
+        beyond.extend(_common_limits(body, 1, "n", context))
+    refuse(problems, beyond)
+    assert body is not None  # else there was a problem
+    n = body.n or 1
     parameters = _parameters(
         body,
         max_new_tokens=body.max_completion_tokens or body.max_tokens,
-        logit_bias=bias,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    n = body.n or 1
-    check_sequences(n, "n", context)
-    _refuse_long([text], "messages", context)
     requests = tuple(Request(text, _seeded(parameters, i), add_special_tokens=False) for i in range(n))
     return ChatParsed(requests, n, body, options, context, accept)
 
@@ -235,26 +245,28 @@ def parse_chat(given: Mapping[str, Any], context: Context, accept: str = "") -> 
 def parse_completions(given: Mapping[str, Any], context: Context, accept: str = "") -> CompletionsParsed:
     """Raises RequestError 400 naming every problem of the body; 422 for what the endpoint cannot do."""
     problems: list[str] = []
+    beyond: list[str] = []
     body = check(CompletionBody, given, problems)
     options = _stream_options(given, problems)
-    if given.get("best_of") not in (None, given.get("n") or 1):
-        problems.append("best_of: must equal n; every answer is returned")
     prompt_logprobs = given.get("echo") is True and given.get("logprobs") is not None
     if prompt_logprobs and given.get("stream") is True:
         problems.append("echo: not with logprobs and stream")
-    bias = _bias(given.get("logit_bias"), context, problems)
-    _check_ids(given.get("prompt"), context, problems)
-    if body is None or problems:
-        raise RequestError(400, *problems)
+    if body is not None:
+        if body.best_of not in (None, body.n or 1):
+            beyond.append("best_of: must equal n; every answer is returned")
+        beyond.extend(_common_limits(body, len(body.prompt), "prompt" if not body.n else "prompt times n", context))
+        for i, prompt in enumerate(body.prompt):
+            beyond.extend(_prompt_limits(prompt, f"prompt[{i}]" if len(body.prompt) > 1 else "prompt", context))
+        if body.echo and context.decode is None and not isinstance(body.prompt[0], str):
+            beyond.append("echo: not for a prompt of token ids on this endpoint")
     if prompt_logprobs and context.prompt_logprobs:
-        raise RequestError(422, f"logprobs: {context.prompt_logprobs}")
+        beyond.append(f"logprobs: {context.prompt_logprobs}")
+    refuse(problems, beyond)
+    assert body is not None  # else there was a problem
     n = body.n or 1
-    check_sequences(len(body.prompt) * n, "prompt" if n == 1 else "prompt times n", context)
-    _refuse_long(body.prompt, "prompt", context)
     parameters = _parameters(
         body,
         max_new_tokens=body.max_tokens or MAX_TOKENS,
-        logit_bias=bias,
         logprobs=body.logprobs,
         prompt_logprobs=prompt_logprobs,
     )
@@ -274,41 +286,27 @@ def _stream_options(given: Mapping[str, Any], problems: list[str]) -> StreamOpti
     return checked or StreamOptions()
 
 
-def _bias(given: Any, context: Context, problems: list[str]) -> tuple[tuple[int, float], ...]:
-    """Token ids as numbers; the biases themselves are checked with the other fields."""
-    if not isinstance(given, dict):
-        return ()
-    if len(given) > MAX_LOGIT_BIAS:
-        problems.append(f"logit_bias: {len(given)} entries; at most {MAX_LOGIT_BIAS}")
-        return ()
-    top = context.vocabulary - 1
-    unknown = [k for k in given if not (k.isascii() and k.isdigit() and len(k) < 10 and int(k) <= top)]
-    problems.extend(f"logit_bias: {k!r:.40} is no token id of this model (0 to {top})" for k in unknown)
-    return () if unknown else tuple((int(key), bias) for key, bias in given.items())
+def _common_limits(body: _Common, prompts: int, what: str, context: Context) -> Iterator[str]:
+    yield from check_sequences(prompts * (body.n or 1), what, context)
+    for key in body.logit_bias or {}:
+        if int(key) >= context.vocabulary:
+            yield f"logit_bias: {key} is no token id of this model (0 to {context.vocabulary - 1})"
 
 
-def _check_ids(given: Any, context: Context, problems: list[str]) -> None:
-    prompts = [given] if _is_ids(given) else given if isinstance(given, list) else []
-    for i, prompt in enumerate(prompts):
-        if _is_ids(prompt) and max(prompt) >= context.vocabulary:
-            problems.append(f"prompt[{i}]: token ids of this model end at {context.vocabulary - 1}")
+def _prompt_limits(prompt: str | list[int], where: str, context: Context) -> Iterator[str]:
+    if isinstance(prompt, str):
+        yield from check_prompt_length(prompt, where, context)
+        return
+    if len(prompt) > context.n_positions:
+        yield f"{where}: {len(prompt)} tokens; n_positions is {context.n_positions}"
+    if max(prompt) >= context.vocabulary:
+        yield f"{where}: token ids of this model end at {context.vocabulary - 1}"
 
 
-def _refuse_long(prompts: Sequence[str | list[int]], name: str, context: Context) -> None:
-    found: list[str] = []
-    for i, prompt in enumerate(prompts):
-        where = f"{name}[{i}]" if len(prompts) > 1 else name
-        if isinstance(prompt, str):
-            found.extend(check_prompt_length(prompt, where, context))
-        elif len(prompt) > context.n_positions:
-            found.append(f"{where}: {len(prompt)} tokens; n_positions is {context.n_positions}")
-    if found:
-        raise RequestError(422, *found)
-
-
-def _templated(messages: Sequence[Message], context: Context) -> str:
+def _templated(messages: Sequence[Message], context: Context, beyond: list[str]) -> str:
     if context.chat_template is None:
-        raise RequestError(400, "messages: this model has no chat template; send `prompt` or `inputs`")
+        beyond.append("messages: this model has no chat template; send `prompt` or `inputs`")
+        return ""
     turns = []
     for message in messages:
         turn = {"role": "system" if message.role == "developer" else message.role, "content": message.content}
@@ -316,9 +314,10 @@ def _templated(messages: Sequence[Message], context: Context) -> str:
     try:
         text = context.chat_template(turns)
     except Exception as error:  # noqa: BLE001 (templates refuse by raising whatever they like)
-        raise RequestError(400, f"messages: the model's chat template refuses them: {error}") from None
+        beyond.append(f"messages: the model's chat template refuses them: {error}")
+        return ""
     if not text:
-        raise RequestError(400, "messages: the model's chat template makes nothing of them")
+        beyond.append("messages: the model's chat template makes nothing of them")
     return text
 
 
@@ -336,6 +335,7 @@ def _parameters(body: _Common, **own: Any) -> Parameters:
         seed=body.seed,
         stop=tuple(body.stop or ()),
         ignore_eos=bool(body.ignore_eos),
+        logit_bias=tuple((int(key), bias) for key, bias in (body.logit_bias or {}).items()),
         **own,
     )
 
@@ -470,8 +470,7 @@ class CompletionsParsed(_OpenAiParsed):
     def _prompt(request: Request, context: Context) -> str:
         if not request.token_ids:
             return request.text
-        if context.decode is None:
-            raise RequestError(422, "echo: not for a prompt of token ids on this endpoint")
+        assert context.decode is not None  # checked with the other limits
         return context.decode(request.token_ids)
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:

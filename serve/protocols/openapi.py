@@ -22,6 +22,40 @@ _INNER: dict[tuple[str, str], dict[str, Any]] = {
         "anyOf": [{"$ref": "#/components/schemas/StreamOptions"}, {"type": "null"}]
     },
 }
+_OFF = {"enum": [False, None]}
+
+
+def _one_of_these(*ways: dict[str, Any]) -> dict[str, Any]:
+    """At least one of the ways in which fields keep out of each other's way."""
+    return {"anyOf": [{"properties": way} for way in ways]}
+
+
+def _only_with(field: str, other: str) -> dict[str, Any]:
+    return {
+        "anyOf": [
+            {"properties": {field: {"type": "null"}}},
+            {"properties": {other: {"const": True}}, "required": [other]},
+        ]
+    }
+
+
+# What contradicts itself is refused with 400, so the description says so as well.
+_RULES: dict[str, list[dict[str, Any]]] = {
+    "LmiBody": [
+        _one_of_these({"stream": _OFF}, {"inputs": {"type": "string"}}),
+        _one_of_these({"stream": _OFF}, {"parameters": {"properties": {"decoder_input_details": _OFF}}}),
+    ],
+    "LmiParameters": [_one_of_these({"stop": {"type": "null"}}, {"stop_sequences": {"type": "null"}})],
+    "ChatBody": [
+        _one_of_these({"max_tokens": {"type": "null"}}, {"max_completion_tokens": {"type": "null"}}),
+        _only_with("top_logprobs", "logprobs"),
+        _only_with("stream_options", "stream"),
+    ],
+    "CompletionBody": [
+        _one_of_these({"stream": _OFF}, {"echo": _OFF}, {"logprobs": {"type": "null"}}),
+        _only_with("stream_options", "stream"),
+    ],
+}
 _COUNT = {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
 _NUMBER = {"type": ["number", "null"]}
@@ -38,6 +72,10 @@ def document(version: str) -> dict[str, Any]:
             **{k: inner[k] for k in ("description", "title") if k in inner},
             **schema,
         }
+    for model in ("ChatBody", "CompletionBody"):
+        schemas[model]["properties"]["logit_bias"]["anyOf"][0]["additionalProperties"] = False  # but its pattern's
+    for model, rules in _RULES.items():
+        schemas[model]["allOf"] = rules
     schemas |= _answers()
     bodies = [_ref("LmiBody"), _ref("ChatBody"), _ref("CompletionBody")]
     answers = [_ref("LmiAnswer"), {"type": "array", "items": _ref("LmiAnswer")}]
@@ -88,10 +126,7 @@ def _operation(
     name: str, summary: str, bodies: list[Any], answers: list[Any], error: str = "Error"
 ) -> dict[str, Any]:
     one_of = bodies[0] if len(bodies) == 1 else {"oneOf": bodies}
-    streams = {
-        "text/event-stream": {"schema": {"type": "string"}},
-        "application/jsonlines": {"schema": {"type": "string"}},
-    }
+    streams: dict[str, Any] = {"text/event-stream": {}, "application/jsonlines": {}}
     whole = answers[0] if len(answers) == 1 else {"anyOf": answers}
     return {
         "operationId": name,

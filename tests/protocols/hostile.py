@@ -98,7 +98,7 @@ REQUESTS = (
     Hostile("bias-too-large", _chat(logit_bias={"1": 1e9}), 400),
     Hostile("n-million", _chat(n=1_000_000), 422),
     Hostile("prompts-many", _dump({"prompt": ["a"] * 10_000, "max_tokens": 1}), 422),
-    Hostile("ids-beyond", _dump({"prompt": [2**31], "max_tokens": 1}), 400),
+    Hostile("ids-beyond", _dump({"prompt": [2**31], "max_tokens": 1}), 422),
     Hostile("ids-of-floats", _dump({"prompt": [1.5], "max_tokens": 1}), 400),
     Hostile("ids-mixed", _dump({"prompt": [1, [2]], "max_tokens": 1}), 400),
     # Size and type

@@ -26,7 +26,6 @@ HELLO = [{"role": "user", "content": "hi"}]
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text goes in and out"),
         ({"messages": [{"role": "user", "content": []}]}, "must be a text or a list"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]}, "tool calls"),
-        ({"messages": [*HELLO, *HELLO]}, "roles must alternate"),
         ({"messages": HELLO, "max_token": 3}, 'did you mean "max_tokens"?'),
         ({"messages": HELLO, "max_tokens": 0}, "max_tokens: must be greater"),
         ({"messages": HELLO, "max_tokens": 3, "max_completion_tokens": 4}, "newer name of max_tokens"),
@@ -39,9 +38,8 @@ HELLO = [{"role": "user", "content": "hi"}]
         ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs: only with logprobs true"),
         ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "less than or equal to 20"),
         ({"messages": HELLO, "logprobs": 1}, "logprobs: must be a valid boolean"),
-        ({"messages": HELLO, "logit_bias": {"1000": 1}}, "no token id of this model (0 to 999)"),
-        ({"messages": HELLO, "logit_bias": {"x": 1}}, "no token id"),
-        ({"messages": HELLO, "logit_bias": {"-1": 1}}, "no token id"),
+        ({"messages": HELLO, "logit_bias": {"x": 1}}, "logit_bias: key 'x' must match pattern"),
+        ({"messages": HELLO, "logit_bias": {"-1": 1}}, "logit_bias: key '-1' must match"),
         ({"messages": HELLO, "logit_bias": {"5": 101}}, "logit_bias.5: must be less than or equal to 100"),
         ({"messages": HELLO, "logit_bias": [5]}, "logit_bias: must be an object"),
         ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format: constrained answers"),
@@ -57,9 +55,7 @@ HELLO = [{"role": "user", "content": "hi"}]
         ({"prompt": [1, True]}, "prompt: must be a text"),
         ({"prompt": [1, -1]}, "prompt: must be a text"),
         ({"prompt": [[1], []]}, "prompt: must be a text"),
-        ({"prompt": [[1], [1000]]}, "prompt[1]: token ids of this model end at 999"),
         ({"prompt": "a", "suffix": "b"}, "suffix: text is continued"),
-        ({"prompt": "a", "best_of": 2}, "best_of: must equal n"),
         ({"prompt": "a", "logprobs": 21}, "logprobs: must be less"),
         ({"prompt": "a", "logprobs": True}, "logprobs: must be a valid integer"),
         ({"prompt": "a", "max_tokens": -1}, "max_tokens: must be greater"),
@@ -85,6 +81,11 @@ def test_all_problems_of_a_request_are_told_at_once() -> None:
     assert fields == wanted
 
 
+def test_limits_are_told_beside_what_is_malformed() -> None:
+    problems = refused({"messages": [*HELLO, *HELLO], "n": 9, "stream_options": {}, "logit_bias": {"5000": 1}})
+    assert [p.partition(":")[0] for p in problems] == ["stream_options", "messages", "n", "logit_bias"]
+
+
 def test_the_models_template_makes_the_prompt() -> None:
     messages = [
         {"role": "developer", "content": "be brief"},
@@ -99,7 +100,7 @@ def test_the_models_template_makes_the_prompt() -> None:
 
 
 def test_a_model_without_a_template_says_what_to_send_instead() -> None:
-    assert refused({"messages": HELLO}, chat_template=None) == [
+    assert refused({"messages": HELLO}, 422, chat_template=None) == [
         "messages: this model has no chat template; send `prompt` or `inputs`"
     ]
 
@@ -157,10 +158,15 @@ def test_several_prompts_and_answers_are_one_request_each() -> None:
     assert [(r.text, r.parameters.seed) for r in requests] == [("a", 5), ("a", 6), ("b", 5), ("b", 6)]
     assert [r.token_ids for r in ask({"prompt": [[1, 2], [3]]}).requests] == [(1, 2), (3,)]
     assert ask({"prompt": [1, 2]}).requests[0].token_ids == (1, 2)
+    assert [r.token_ids for r in ask({"prompt": [[1.0, 2], [3.0]]}).requests] == [(1, 2), (3,)]
     assert len(ask({"messages": HELLO, "n": 3}).requests) == 3
 
 
 def test_limits_of_the_endpoint_are_422() -> None:
+    assert "roles must alternate" in refused({"messages": [*HELLO, *HELLO]}, 422)[0]
+    assert "no token id of this model (0 to 999)" in refused({"messages": HELLO, "logit_bias": {"1000": 1}}, 422)[0]
+    assert refused({"prompt": [[1], [1000]]}, 422) == ["prompt[1]: token ids of this model end at 999"]
+    assert refused({"prompt": "a", "best_of": 2}, 422) == ["best_of: must equal n; every answer is returned"]
     assert "prompt times n: 9 sequences; max_batch_size is 8" in refused({"prompt": ["a"] * 3, "n": 3}, 422)[0]
     assert "n: 9 sequences" in refused({"messages": HELLO, "n": 9}, 422)[0]
     assert "prompt: 129 tokens; n_positions is 128" in refused({"prompt": [1] * 129}, 422)

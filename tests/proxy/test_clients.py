@@ -52,7 +52,7 @@ def test_openai(proxied: Proxied, tmp_path: Path) -> None:
     assert found["tools"][:2] == [400, "tools"]
     assert found["format"][:2] == [400, "response_format"]
     assert found["range"][:2] == [400, "temperature"]
-    assert found["beyond"][:2] == [400, "n"]
+    assert found["beyond"][:2] == [422, "n"]
     assert "the engine broke" in found["broken"]
     assert found["wrong_token"] == 401
     assert found["many"] == [f" q p{i}" for i in range(16)]

@@ -53,7 +53,7 @@ for name, kwargs in {
     try:
         client.chat.completions.create(model="any", messages=MESSAGES, **kwargs)
         found[name] = "answered"
-    except openai.BadRequestError as error:
+    except openai.APIStatusError as error:  # BadRequestError, UnprocessableEntityError
         found[name] = [error.status_code, error.param, error.body["message"]]
 try:
     list(client.completions.create(model="any", prompt="b break a", stream=True))

@@ -2,20 +2,20 @@
 
     .venv/bin/python benchmarks/simulate.py [--json FILE]
 
-It runs serve/scheduler.py itself, the code that the handler runs, on a clock that a cost model moves. Compared with it:
+It runs serve/scheduler.py itself, the code that the handler runs, on a clock that a cost model moves. Beside it:
 
 static    first come, first served, in batches: a batch begins when the engine is idle, with whoever waits (up to the
           number of slots), and ends when its longest answer ends
 removed   continuous batching as DJL Serving's Neuron handler did it until November 2025
-          (djl_python/rolling_batch/neuron_rolling_batch.py, 0.34): every request that has come is read before the next
-          token of anybody, in order of arrival
+          (djl_python/rolling_batch/neuron_rolling_batch.py, 0.34): every request that has come is read before the
+          next token of anybody, in order of arrival
 
 Step times (docs/serving.md has the table and its sources). AWS publishes output tokens per second of Llama-2-7B in
 bf16 on 24 cores of inf2.48xlarge: 156.1 at batch 1, 725.8 at batch 8, so a token graph of s slots takes 5.75 + 0.66 s
 milliseconds, whoever is in them; beyond 8 slots that is a straight line continued. Reading a prompt is not published
-for it. Llama-2-70B's time to first token there is 745 ms; taken by parameters, and for a context of 2,048 tokens, that
-is 36 us a token, and one graph execution at least. The order of the policies depends little on these numbers; the
-sizes do.
+for it. Llama-2-70B's time to first token there is 745 ms; taken by parameters, and for a context of 2,048 tokens,
+that is 36 us a token, and one graph execution at least. The order of the policies depends little on these numbers;
+the sizes do.
 
 Arrivals are Poisson; prompts and answers have lognormal lengths (medians 180 and 120 tokens, sigma 0.9), as chat
 traffic roughly has. Every policy sees the same arrivals.

@@ -23,6 +23,7 @@ SILENCE = 4.0  # seconds without one: the process is stopped or starved beyond u
 LOOK = 0.5  # seconds between two looks of PID 1
 SHORTEST_LIMIT = 4.0  # seconds a step may take at least, for the same 5 s
 SLOWER = 20  # how many times slower than the slowest step of the warm-up a step may be on a busy machine
+_REASON = "start-failed"
 _FORMAT = struct.Struct("ddd")  # last beat, begin of the step (0: none), its limit; by CLOCK_MONOTONIC of the host
 
 
@@ -59,6 +60,20 @@ def pulse(slowest_step: float = 0.0) -> Pulse | None:
     """A pulse where somebody looks at it, that is under our entrypoint."""
     folder = os.environ.get(FOLDER_ENV)
     return Pulse(Path(folder), slowest_step) if folder else None
+
+
+def start_failed(error: Exception) -> None:
+    """The handler's side: why the model cannot be served, in one line that PID 1 repeats at the end of the log."""
+    folder = os.environ.get(FOLDER_ENV)
+    if folder:
+        text = " ".join(str(error).split()) or type(error).__name__
+        (Path(folder) / _REASON).write_text(text, encoding="utf-8")
+
+
+def why_not_started(folder: Path) -> str:
+    """PID 1's side: what `start_failed` was told; empty if nothing."""
+    path = folder / _REASON
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 class Watch:

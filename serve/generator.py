@@ -70,11 +70,9 @@ class Generator:
     def submit(self, requests: tuple[Request, ...], deadline: float) -> list[Job]:
         """Queue the sequences of one client; all of them or none.
 
-        Raises RequestError: 413 for a text that cannot fit whatever its tokens are, 422 for what does not fit or is
-        not computed by this engine, 429 where the queue is full.
+        Raises RequestError: 422 for what does not fit or is not computed by this engine, 429 where the queue is full.
         """
         problems: list[str] = []
-        status = 422
         now = self.clock()
         if self.scheduler.waiting + len(requests) > self.queue + self.engine.shapes.slots:
             raise RequestError(
@@ -88,14 +86,13 @@ class Generator:
             most = self.engine.shapes.n_positions * self._longest_token
             if size > most:
                 # Before tokenising, which takes minutes for a text of megabytes, and stops everyone meanwhile.
-                status = 413
                 problems.append(f"{name} has {size} bytes; no more than {most} can fit into n_positions")
                 continue
             found = self._job(request, name, now, deadline, problems)
             if found is not None:
                 jobs.append(found)
         if problems:
-            raise RequestError(status, *problems)
+            raise RequestError(422, *problems)
         for job in jobs:
             self.scheduler.submit(job.sequence, now)
             self.jobs[job.sequence] = job

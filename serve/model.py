@@ -25,7 +25,11 @@ _state: dict[str, Any] = {}
 def handle(inputs: Input) -> Output | None:
     """DJL's entry point: None answers the first call, an Output with a frame for each request everything else."""
     if "batch" not in _state:
-        _state.update(_started(inputs.get_properties()))
+        try:
+            _state.update(_started(inputs.get_properties()))
+        except Exception as error:
+            health.start_failed(error)
+            raise
         return None
     batch: RollingBatch = _state["batch"]
     if inputs.get_property("reset_rollingbatch"):

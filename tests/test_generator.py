@@ -222,7 +222,7 @@ def test_text_that_cannot_be_decoded_ends_one_sequence(generator: Generator) -> 
         (Request("", Parameters()), 422, "has no tokens"),
         (Request("a" * 150, Parameters(max_new_tokens=11)), 422, "150 tokens; with max_new_tokens 11 that exceeds"),
         (Request("a" * 160, Parameters()), 422, "no place for an answer in n_positions 160"),
-        (Request("a" * 70000, Parameters()), 413, "70000 bytes"),
+        (Request("a" * 70000, Parameters()), 422, "70000 bytes"),
         (Request("", Parameters(), token_ids=(1, 99)), 422, "not below 11"),
         (Request("a", Parameters(logit_bias=((99, 1.0),))), 422, "not below 11"),
     ],

@@ -62,6 +62,17 @@ def pulse(slowest_step: float = 0.0) -> Pulse | None:
     return Pulse(Path(folder), slowest_step) if folder else None
 
 
+def announce(line: str) -> None:
+    """The handler's side: a line for the container's output as it is, without the prefix that DJL would give it."""
+    folder = os.environ.get(FOLDER_ENV)
+    if not folder:
+        print(line, flush=True)
+        return
+    new = Path(folder) / f"line-{os.getpid()}-{time.monotonic_ns()}.new"
+    new.write_text(line, encoding="utf-8")
+    os.replace(new, new.with_suffix(".txt"))
+
+
 def start_failed(error: Exception) -> None:
     """The handler's side: why the model cannot be served, in one line that PID 1 repeats at the end of the log."""
     folder = os.environ.get(FOLDER_ENV)
@@ -81,6 +92,14 @@ class Watch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def lines(self) -> list[str]:
+        """What the handlers have announced since the last look."""
+        found = []
+        for path in sorted(self.folder.glob("line-*.txt")):
+            found.append(path.read_text(encoding="utf-8"))
+            path.unlink()
+        return found
 
     def problem(self) -> str:
         """One line, or the empty string while all is well or nothing is loaded yet."""

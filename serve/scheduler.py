@@ -19,8 +19,8 @@ STALL = 2.0
 """How much longer than a decode step a step may become by the prompts read in it, in decode steps: a stream's next
 token then comes within three ordinary steps, which a reader does not notice."""
 SMALLEST_CHUNK = 64
-"""Prompt tokens that are read in a step however tight the budget is: what a step costs whatever is in it would soon be
-most of it."""
+"""Prompt tokens that are read in a step however tight the budget is: otherwise what a step costs with nothing in it
+would soon be most of it."""
 TELLING = 128
 """Prompt tokens of a step from which the cost of one is learnt. Small steps would make tokens look dear, dear tokens
 make steps smaller."""

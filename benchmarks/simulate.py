@@ -30,6 +30,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def measured(policy: str, rate: float, slots: int, costs: Costs, seed: int = 1) 
     used = POLICIES[policy](asked, slots, costs)
     began, ended = asked[0].at, max(one.tokens[-1] for one in asked)
     first = [one.tokens[0] - one.at for one in asked]
-    gaps = [b - a for one in asked for a, b in zip(one.tokens, one.tokens[1:])]  # noqa: B905
+    gaps = [b - a for one in asked for a, b in pairwise(one.tokens)]
     return {
         "policy": policy,
         "rate": rate,
@@ -167,7 +168,7 @@ def measured(policy: str, rate: float, slots: int, costs: Costs, seed: int = 1) 
 
 
 def _good(one: Asked) -> bool:
-    gaps = [b - a for a, b in zip(one.tokens, one.tokens[1:])]  # noqa: B905
+    gaps = [b - a for a, b in pairwise(one.tokens)]
     return one.tokens[0] - one.at <= 1.0 and (not gaps or percentile(gaps, 0.95) <= 0.05)
 
 

@@ -14,14 +14,16 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER_ENV = "NEURON_HARNESS_DRAIN"  # the server's scratch directory; set by the entrypoint, nowhere else
 BEAT = 0.5  # seconds between two beats
-SILENCE = 4.0  # seconds without one: the process is stopped or starved beyond use. With two looks, within 5 s
 LOOK = 0.5  # seconds between two looks of PID 1
-SHORTEST_LIMIT = 4.0  # seconds a step may take at least, for the same 5 s
+LOOKS = 3  # in a row at which a late handler has no thread that is ready to run: then it is not starved, it hangs
+SILENCE = 3.0  # seconds without a beat. With three looks, within 5 s
+SHORTEST_LIMIT = 3.0  # seconds a step may take at least, for the same 5 s
+STARVED = 60.0  # seconds beyond a limit after which it does not matter why: no answer comes in time any more
 SLOWER = 20  # how many times slower than the slowest step of the warm-up a step may be on a busy machine
 _REASON = "start-failed"
 _FORMAT = struct.Struct("ddd")  # last beat, begin of the step (0: none), its limit; by CLOCK_MONOTONIC of the host
@@ -31,7 +33,7 @@ class Pulse:
     """The handler's side."""
 
     def __init__(self, folder: Path, slowest_step: float = 0.0) -> None:
-        """Begin to beat; a step may take twenty times `slowest_step` seconds, and 4 at least."""
+        """Begin to beat; a step may take twenty times `slowest_step` seconds, and 3 at least."""
         self.limit = max(SHORTEST_LIMIT, SLOWER * slowest_step)
         self.path = folder / f"pulse-{os.getpid()}"
         whole = self.path.with_suffix(".new")
@@ -62,6 +64,17 @@ def pulse(slowest_step: float = 0.0) -> Pulse | None:
     return Pulse(Path(folder), slowest_step) if folder else None
 
 
+def announce(line: str) -> None:
+    """The handler's side: a line for the container's output as it is, without the prefix that DJL would give it."""
+    folder = os.environ.get(FOLDER_ENV)
+    if not folder:
+        print(line, flush=True)
+        return
+    new = Path(folder) / f"line-{os.getpid()}-{time.monotonic_ns()}.new"
+    new.write_text(line, encoding="utf-8")
+    os.replace(new, new.with_suffix(".txt"))
+
+
 def start_failed(error: Exception) -> None:
     """The handler's side: why the model cannot be served, in one line that PID 1 repeats at the end of the log."""
     folder = os.environ.get(FOLDER_ENV)
@@ -77,10 +90,23 @@ def why_not_started(folder: Path) -> str:
 
 
 class Watch:
-    """PID 1's side: what is wrong with the handlers that were seen in `folder`."""
+    """PID 1's side: what is wrong with the handlers that were seen in `folder`.
+
+    On a busy machine a healthy handler is late, too. What tells them apart: one that is starved has a thread that is
+    ready to run; one that hangs, is stopped or waits for a dead device has none, look after look.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._still: dict[str, int] = {}  # pid -> looks in a row at which it was late and no thread was ready
+
+    def lines(self) -> list[str]:
+        """What the handlers have announced since the last look."""
+        found = []
+        for path in sorted(self.folder.glob("line-*.txt")):
+            found.append(path.read_text(encoding="utf-8"))
+            path.unlink()
+        return found
 
     def problem(self) -> str:
         """One line, or the empty string while all is well or nothing is loaded yet."""
@@ -90,19 +116,25 @@ class Watch:
             if not pid.isdigit():
                 continue
             beat, begun, limit = _FORMAT.unpack(path.read_bytes())
-            if not _alive(int(pid)):
+            states = _states(int(pid))
+            if not states:
                 return f"the handler process {pid} has died"
-            if begun and now - begun > limit:
-                return f"the engine hangs: its step has taken more than {limit:.0f} s"
-            if now - beat > SILENCE:
-                return f"the handler process {pid} has not given a sign of life for {SILENCE:.0f} s"
+            hangs = now - begun - limit if begun else 0.0
+            silent = now - beat - SILENCE
+            late = max(hangs, silent)
+            self._still[pid] = self._still.get(pid, 0) + 1 if late > 0 and "R" not in states else 0
+            if self._still[pid] < LOOKS and late < STARVED:
+                continue
+            if hangs > 0:
+                return f"the engine hangs: its step has taken {now - begun:.0f} s"
+            return f"the handler process {pid} has not given a sign of life for {now - beat:.0f} s"
         return ""
 
 
-def _alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in ("Z", "X")
+def _states(pid: int) -> str:
+    """The states of a process's threads, a letter each (man 5 proc); empty if it is gone or a zombie."""
+    found = ""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    return found.replace("Z", "").replace("X", "")

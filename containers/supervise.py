@@ -119,6 +119,8 @@ class Supervisor:
         if self.watch is None or self._forwarded or time.monotonic() < self._look_at:
             return False  # once it was told to end, its handler may
         self._look_at = time.monotonic() + LOOK
+        for line in self.watch.lines():
+            print(line, flush=True)
         problem = self.watch.problem()
         if problem:
             print(f"entrypoint: {problem}; this container ends, so that it is replaced", file=sys.stderr, flush=True)

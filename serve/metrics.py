@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from containers.health import announce
+
 # Upper bounds; each about twice the one before, from a step of an accelerator to SageMaker's longest stream.
 BOUNDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 480.0)
 EVERY = 60.0
@@ -62,10 +64,12 @@ class Metrics:
         self,
         clock: Callable[[], float] = time.monotonic,
         write: Callable[[str], None] = lambda line: print(line, flush=True),
+        announce: Callable[[str], None] = announce,
         prometheus: Path | None = None,
     ) -> None:
-        """`prometheus`: a file that holds the newest Prometheus text; None: nobody wants it."""
-        self.clock, self.write, self.prometheus = clock, write, prometheus
+        """`announce` writes a line that nothing may be put before; `prometheus` is a file that holds the newest
+        Prometheus text, or None where nobody wants it."""
+        self.clock, self.write, self.announce, self.prometheus = clock, write, announce, prometheus
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
         self.requests: dict[int, int] = {}
         self.prompt_tokens = self.generated_tokens = 0
@@ -95,13 +99,19 @@ class Metrics:
                 self.histograms[name].add(value)
         self._window.append(request)
         self.write(line(request))
+        if self.prometheus is not None:
+            for name, value in (("TimeToFirstToken", request.first_token), ("RequestTime", request.seconds)):
+                if value is not None:
+                    # The real server turns such lines into its own metrics (ai.djl.python, PyProcess.ReaderThread).
+                    self.write(f"[METRICS]{name}.Milliseconds:{value * 1000:.1f}|#Source:handler")
+            self.publish()
 
     def flush(self, now: bool = False) -> None:
         """Write the totals of the last minute, if it is over and there was traffic; called between steps."""
         elapsed = self.clock() - self._window_began
         if not self._window or (elapsed < EVERY and not now):
             return
-        self.write(json.dumps(self._embedded(elapsed)))
+        self.announce(json.dumps(self._embedded(elapsed)))
         self._window, self._window_began = [], self.clock()
         self._busiest, self._longest_queue = self.slots_in_use, self.waiting
         self.publish()
@@ -137,17 +147,18 @@ class Metrics:
         }
 
     def text(self) -> str:
-        """Prometheus text format."""
+        """Prometheus text format; each series names this process, since an endpoint may have several."""
+        worker = f'worker="{os.getpid()}"'
         lines = []
         for name, what in HISTOGRAMS.items():
             metric, histogram, below = f"serve_{name}_seconds", self.histograms[name], 0
             lines += [f"# HELP {metric} {what}", f"# TYPE {metric} histogram"]
             for bound, count in zip((*BOUNDS, "+Inf"), histogram.counts):  # noqa: B905 (3.10)
                 below += count
-                lines.append(f'{metric}_bucket{{le="{bound}"}} {below}')
-            lines += [f"{metric}_sum {histogram.total:.6f}", f"{metric}_count {below}"]
+                lines.append(f'{metric}_bucket{{{worker},le="{bound}"}} {below}')
+            lines += [f"{metric}_sum{{{worker}}} {histogram.total:.6f}", f"{metric}_count{{{worker}}} {below}"]
         lines.append("# TYPE serve_requests_total counter")
-        lines += [f'serve_requests_total{{status="{s}"}} {n}' for s, n in sorted(self.requests.items())]
+        lines += [f'serve_requests_total{{{worker},status="{s}"}} {n}' for s, n in sorted(self.requests.items())]
         for name, kind, value in (
             ("serve_prompt_tokens_total", "counter", self.prompt_tokens),
             ("serve_generated_tokens_total", "counter", self.generated_tokens),
@@ -155,7 +166,7 @@ class Metrics:
             ("serve_slots_in_use", "gauge", self.slots_in_use),
             ("serve_sequences_waiting", "gauge", self.waiting),
         ):
-            lines += [f"# TYPE {name} {kind}", f"{name} {value}"]
+            lines += [f"# TYPE {name} {kind}", f"{name}{{{worker}}} {value}"]
         return "\n".join(lines) + "\n"
 
 

@@ -51,7 +51,7 @@ def _started(properties: dict[str, str]) -> dict[str, Any]:
     options = from_properties(properties)
     engine = engines.load(properties.get("serve_engine", "neuron"), Path(properties["model_dir"]), options)
     print(engine.description, flush=True)
-    batch, slowest = service.start(engine, options, bool(os.environ.get("SERVING_PROMETHEUS")))
+    batch, slowest = service.start(engine, options, os.environ.get("SERVING_PROMETHEUS") == "true")
     print(f"handler ready: engine {properties.get('serve_engine', 'neuron')}, {options}", flush=True)
     return {"batch": batch, "in_progress": drain.InProgress(), "pulse": health.pulse(slowest)}
 

@@ -90,73 +90,84 @@ def choose(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _draw(logits: Logits, samplers: Sequence[Sampler]) -> NDArray[np.intp]:
-    """Tokens drawn after temperature, top_k, top_p and min_p; one uniform number a row."""
+    """Tokens drawn after temperature, top_k, top_p and min_p; one uniform number a row.
+
+    Whole rows are passed over a few times in fp32 and never sorted: that would cost milliseconds a token.
+    """
     asked = [s.parameters for s in samplers]
-    scores = logits.astype(np.float64) / np.array([[p.temperature] for p in asked])
+    scores = logits / np.array([[p.temperature] for p in asked], dtype=np.float32)
     scores -= scores.max(axis=1, keepdims=True)
     weights = np.exp(scores)
-    whole = weights.sum(axis=1)
-    scores[weights < _floors(weights, whole, asked)[:, None]] = -np.inf
-    uniform = np.array([s.chance.random() for s in samplers if s.chance is not None])
-    ranked = [i for i, p in enumerate(asked) if p.top_k or p.top_p < 1.0]
-    plain = [i for i in range(len(asked)) if i not in set(ranked)]
+    whole = weights.sum(axis=1, dtype=np.float64)
+    kept = weights >= _floors(weights, whole, asked)[:, None]
     tokens = np.empty(len(asked), dtype=np.intp)
-    if plain:
-        kept = np.where(np.isneginf(scores[plain]), 0.0, weights[plain])
-        tokens[plain] = _pick(kept, uniform[plain])
-    if ranked:
-        tokens[ranked] = _ranked(scores[ranked], whole[ranked], uniform[ranked], [asked[i] for i in ranked])
+    for i, (p, sampler) in enumerate(zip(asked, samplers)):  # noqa: B905 (3.10)
+        assert sampler.chance is not None
+        uniform = sampler.chance.random()
+        if p.top_k or p.top_p < 1.0 or p.min_p:
+            among = np.flatnonzero(kept[i])
+            among = among[_ranked(scores[i, among], whole[i], p)]
+            tokens[i] = among[_pick(weights[i, among], uniform)]
+        else:
+            tokens[i] = _pick(weights[i], uniform)
     return tokens
 
 
-def _floors(weights: Numbers, whole: Numbers, asked: Sequence[Parameters]) -> Numbers:
-    """For each row a weight below which no token can be drawn: a pass over the vocabulary, instead of sorting it.
+def _floors(weights: Logits, whole: Numbers, asked: Sequence[Parameters]) -> Logits:
+    """For each row a weight below which no token can be drawn.
 
     top_p: all tokens of weight below (1 - p) of the mean weigh less than 1 - p together. top_k: the k-th largest of
-    the maxima of blocks is reached by k tokens at least.
+    the maxima of blocks is reached by k tokens at least. A hair less: these are sums with rounding errors, and what
+    lies at the border must be looked at.
     """
     vocabulary = weights.shape[1]
     floors = np.zeros(len(asked))
     for i, p in enumerate(asked):
         if p.top_k:
             size = max(1, min(64, vocabulary // (4 * p.top_k)))
-            maxima = np.maximum.reduceat(weights[i], np.arange(0, vocabulary, size))
-            if p.top_k <= len(maxima):
-                floors[i] = np.partition(maxima, -p.top_k)[-p.top_k]
+            blocks = weights[i, : vocabulary - vocabulary % size].reshape(-1, size).max(axis=1)
+            if p.top_k <= len(blocks):
+                floors[i] = np.partition(blocks, -p.top_k)[-p.top_k]
         elif p.top_p < 1.0:
-            # A hair below: the sum has rounding errors, and the tokens at the border must be looked at.
-            floors[i] = (1.0 - p.top_p) * whole[i] / vocabulary * (1 - 1e-9)
+            floors[i] = (1.0 - p.top_p) * whole[i] / vocabulary
         else:
             floors[i] = p.min_p  # of the largest weight, which is 1
-    return floors
+    return (floors * (1 - 1e-6)).astype(np.float32)
 
 
-def _ranked(scores: Numbers, whole: Numbers, uniform: Numbers, asked: Sequence[Parameters]) -> NDArray[np.intp]:
-    """top_k, top_p and min_p over the few tokens that are left: sorted by score, ties to the lower token."""
-    rows, columns = np.nonzero(~np.isneginf(scores))
-    counts = np.bincount(rows, minlength=len(scores))
-    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    few = np.full((len(scores), int(counts.max())), -np.inf)
-    names = np.zeros(few.shape, dtype=np.intp)
-    few[rows, places], names[rows, places] = scores[rows, columns], columns
-    order = np.argsort(-few, axis=1, kind="stable")
-    few, names = np.take_along_axis(few, order, 1), np.take_along_axis(names, order, 1)
-    top_k, top_p, min_p = (np.array([[getattr(p, name)] for p in asked]) for name in ("top_k", "top_p", "min_p"))
-    few[(top_k > 0) & (np.arange(few.shape[1])[None, :] >= top_k)] = -np.inf
-    weights = np.exp(few)
-    mass = np.cumsum(weights, axis=1)
-    # The likeliest until their mass reaches top_p, at least one; of all tokens, where top_k left all.
-    whole = np.where(top_k > 0, mass[:, -1:], whole[:, None])
-    weights[(mass - weights >= top_p * whole) & (top_p < 1.0)] = 0.0
-    weights[weights < min_p] = 0.0
-    places = _pick(weights, uniform)
-    return names[np.arange(len(names)), places]
+def _ranked(scores: Logits, whole: float, p: Parameters) -> NDArray[np.bool_]:
+    """Which of the few tokens that are left top_k, top_p and min_p keep; among equals the lower tokens."""
+    ordered = np.sort(scores)[::-1]
+    weights = np.exp(ordered.astype(np.float64))
+    count = min(p.top_k or len(ordered), len(ordered))
+    if p.top_p < 1.0:
+        mass = np.cumsum(weights[:count])
+        # The likeliest until their mass reaches top_p, at least one; of all tokens, where top_k left all.
+        wanted = p.top_p * (mass[-1] if p.top_k else whole)
+        count = int(np.searchsorted(mass[:-1], wanted * (1 - 1e-6))) + 1  # reached is reached, whatever fp32 rounds
+    if p.min_p:
+        count = max(1, int(np.searchsorted(-weights[:count], -p.min_p, side="right")))
+    last = ordered[count - 1]
+    kept = scores > last
+    kept[np.flatnonzero(scores == last)[: count - int(kept.sum())]] = True
+    return kept
 
 
-def _pick(weights: Numbers, uniform: Numbers) -> NDArray[np.intp]:
-    """For each row the first place where the running sum passes its share of the whole."""
-    mass = np.cumsum(weights, axis=1)
-    return np.asarray((mass > (uniform * mass[:, -1])[:, None]).argmax(axis=1), dtype=np.intp)
+def _pick(weights: Logits, uniform: float) -> int:
+    """The first place where the running sum passes its share of the whole."""
+    # Sums of blocks first: a running sum over a vocabulary takes ten times as long.
+    size = 64
+    starts = np.arange(0, len(weights), size)
+    blocks = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    target = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+    before = blocks[block - 1] if block else 0.0
+    inside = weights[starts[block] : starts[block] + size].astype(np.float64)
+    mass = before + np.cumsum(inside)
+    place = int(np.searchsorted(mass, target, side="right"))
+    # Rounding may leave the target at the very end of the block: the last token there that can be drawn.
+    place = min(place, int(np.flatnonzero(inside)[-1]))
+    return int(starts[block]) + place
 
 
 def logprobs(row: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:

@@ -18,8 +18,12 @@ SMALLEST_BUCKET = 128
 STALL = 2.0
 """How much longer than a decode step a step may become by the prompts read in it, in decode steps: a stream's next
 token then comes within three ordinary steps, which a reader does not notice."""
-SMALLEST_CHUNK = 16
-"""Prompt tokens that are read in a step however tight the budget is, so that every prompt is read at last."""
+SMALLEST_CHUNK = 64
+"""Prompt tokens that are read in a step however tight the budget is: otherwise what a step costs with nothing in it
+would soon be most of it."""
+TELLING = 128
+"""Prompt tokens of a step from which the cost of one is learnt. Small steps would make tokens look dear, dear tokens
+make steps smaller."""
 OVERTAKE = 4.0
 """A prompt lets shorter ones pass that come within this many times its own reading time: short questions do not wait
 for long documents, and since the bound is a time of arrival, nobody waits for ever."""
@@ -131,8 +135,9 @@ class Costs:
         if step.kind == "decode":
             self.decode = _mean(self.decode, seconds)
             return
-        beyond = seconds - (self.decode if step.kind == "mixed" else 0.0)
-        self.token = _mean(self.token, max(beyond, 0.0) / max(step.prompt_tokens, 1))
+        beyond = max(seconds - (self.decode if step.kind == "mixed" else 0.0), 0.0)
+        if step.prompt_tokens >= TELLING or not self.token:
+            self.token = _mean(self.token, beyond / max(step.prompt_tokens, 1))
 
 
 def _mean(old: float, new: float) -> float:

@@ -30,6 +30,7 @@ def start(engine: Engine, options: ServeOptions, prometheus: bool = False) -> tu
     context = context_of(engine, options)
     folder = Path(os.environ.get(FOLDER_ENV) or tempfile.gettempdir())
     metrics = Metrics(prometheus=folder / f"metrics-{os.getpid()}.prom" if prometheus else None)
+    metrics.publish()
     return (
         RollingBatch(
             generator,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -289,7 +290,7 @@ class Djl:
             Generator(self.engine, self.clock),
             lambda body, content_type, accept: parse(body, content_type, context, accept),
             Deadlines(given.get("answer", 55), given.get("stream", 450)),
-            Metrics(self.clock, self.lines.append),
+            Metrics(self.clock, self.lines.append, self.lines.append),
         )
         self.active: list[int] = []
         self.new: list[tuple[int, Part]] = []
@@ -456,6 +457,7 @@ def test_log_lines_and_totals_hold_numbers_and_no_text() -> None:
     assert names == set(embedded) - {"_aws"}
     assert (embedded["InterTokenLatency"], embedded["Requests"], embedded["Errors"]) == ([100.0], 2, 1)
     text = djl.batch.metrics.text()
-    assert 'serve_requests_total{status="200"} 1' in text
-    assert "serve_generated_tokens_total 4" in text
-    assert 'serve_inter_token_latency_seconds_bucket{le="0.25"} 1' in text
+    worker = f'worker="{os.getpid()}"'
+    assert f'serve_requests_total{{{worker},status="200"}} 1' in text
+    assert f"serve_generated_tokens_total{{{worker}}} 4" in text
+    assert f'serve_inter_token_latency_seconds_bucket{{{worker},le="0.25"}} 1' in text

@@ -53,7 +53,14 @@ def compare(folder: Path) -> dict[str, Any]:
         if out[0, tokens.shape[1] :].tolist() != job.sequence.generated:
             different.append([job.request.text, out[0, tokens.shape[1] :].tolist(), job.sequence.generated])
     answers = {tuple(job.sequence.generated) for job in jobs}
-    return {"engine": engine.description, "different": different, "apart": apart, "answers": len(answers)}
+    return {
+        "engine": engine.description,
+        "folder": str(folder),
+        "different": different,
+        "apart": apart,
+        "answers": len(answers),
+        "said": [[list(job.sequence.prompt), job.sequence.generated] for job in jobs],
+    }
 
 
 def in_bf16(folder: Path) -> list[float]:

@@ -442,6 +442,15 @@ def test_errors_of_the_front_are_json(start):
     assert len(server.calls()) == 1
 
 
+@pytest.mark.parametrize(("path", "status"), [("/ping/", 200), ("/ping/x", 200), ("/pings", 404), ("/metrics", 404)])
+def test_what_lies_below_the_two_routes_is_theirs(start, path, status):
+    server = start().ready()
+    assert server.request("GET", path).status == status
+    if status == 200:
+        path = path.replace("ping", "invocations")
+        assert server.request("POST", path, b'{"op": "echo", "text": "x"}').body == b"x"
+
+
 def test_a_body_over_the_limit_is_refused(start):
     server = start(SERVING_MAX_REQUEST_SIZE="1000").ready()
     assert server.post(op="echo", text="x" * 900).status == 200

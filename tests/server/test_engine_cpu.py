@@ -30,7 +30,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads((work / "found.json").read_text())
+    return json.loads((work / "found.json").read_text()) | {"work": str(work)}
 
 
 @pytest.mark.server
@@ -41,6 +41,30 @@ def test_greedy_answers_in_fp32_are_those_of_transformers(found: Any, name: str)
     assert one["different"] == []
     assert one["answers"] >= 5, "a model that says the same to everything shows nothing"
     assert one["apart"] < 1e-5
+
+
+@pytest.mark.server
+def test_the_trainers_stack_says_the_same(found: Any) -> None:
+    """What was evaluated in training is what is served: another transformers, the same tokens."""
+    names = ["llama", "llama, grouped queries, tied", "llama, llama3", "mistral", "qwen2"]
+    done = subprocess.run(
+        [
+            ROOT / ".venv-train" / "bin" / "python",
+            "-m",
+            "tests.server.greedy",
+            Path(found["work"]) / "found.json",
+            *names,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads((Path(found["work"]) / "greedy.json").read_text())
+    assert said.pop("transformers") == "4.48.1"
+    assert said == {name: [] for name in names}
 
 
 @pytest.mark.server

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def endpoint(model: Path) -> Iterator[Endpoint]:
     # DJL's own time-outs, as an image or an old run file may set them: the handler's deadlines hold all the same.
-    environment = {**OPTIONS, "PREDICT_TIMEOUT": "1", "OPTION_PREDICT_TIMEOUT": "1"}
+    environment = {**OPTIONS, "PREDICT_TIMEOUT": "1", "OPTION_PREDICT_TIMEOUT": "1", "SERVING_PROMETHEUS": "true"}
     with Endpoint(model, {**environment, "OPTION_ANSWER_TIMEOUT": "4", "OPTION_STREAM_TIMEOUT": "8"}) as started:
         yield started
 
@@ -146,6 +146,18 @@ def test_each_request_leaves_one_line_without_its_text(endpoint: Endpoint) -> No
     assert "status=200 finish=length stream=false" in line
     assert "generated_tokens=12 " in line
     assert "secret" not in endpoint.log()
+
+
+def test_metrics_are_prometheus_text(endpoint: Endpoint) -> None:
+    before = _total(endpoint)
+    endpoint.post(**ask())
+    assert _total(endpoint) == before + 12
+
+
+def _total(endpoint: Endpoint) -> float:
+    text = endpoint.request("GET", "/metrics").body.decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("serve_generated_tokens_total{")]
+    return float(line.split()[-1])
 
 
 def start(model: Path, **environment: str) -> Endpoint:

@@ -25,7 +25,8 @@ record Settings(
         int chunkedReadTimeout,
         int workers,
         int retryThreshold,
-        boolean failFast) {
+        boolean failFast,
+        Path metrics) {
 
     private static final String INT = "[1-9][0-9]{0,8}";
     private static final String ADDRESS = "http://[^/:]+:[0-9]+";
@@ -48,17 +49,18 @@ record Settings(
 
     /** Upstream reads these from the environment alone: ModelInfo, not ConfigManager. */
     private static final Map<String, String> ENVIRONMENT =
-            Map.of(
-                    "SERVING_MIN_WORKERS", WORKERS,
-                    "SERVING_MAX_WORKERS", WORKERS,
-                    "SERVING_RETRY_THRESHOLD", "[0-9]{1,9}",
-                    "SERVING_FAIL_FAST", "true|false",
-                    "HF_MODEL_ID", NOTHING,
-                    "DJL_CLUSTER_SIZE", "1",
-                    "SAGEMAKER_MULTI_MODEL", "false",
-                    "SAGEMAKER_SECURE_MODE", "false",
-                    "SAGEMAKER_HEALTH_CHECK_OVERRIDE", "false",
-                    "ALLOW_REQUEST_HANDLER_OVERRIDE", "false");
+            Map.ofEntries(
+                    Map.entry("SERVING_MIN_WORKERS", WORKERS),
+                    Map.entry("SERVING_MAX_WORKERS", WORKERS),
+                    Map.entry("SERVING_RETRY_THRESHOLD", "[0-9]{1,9}"),
+                    Map.entry("SERVING_FAIL_FAST", "true|false"),
+                    Map.entry("HF_MODEL_ID", NOTHING),
+                    Map.entry("DJL_CLUSTER_SIZE", "1"),
+                    Map.entry("SAGEMAKER_MULTI_MODEL", "false"),
+                    Map.entry("SAGEMAKER_SECURE_MODE", "false"),
+                    Map.entry("SAGEMAKER_HEALTH_CHECK_OVERRIDE", "false"),
+                    Map.entry("ALLOW_REQUEST_HANDLER_OVERRIDE", "false"),
+                    Map.entry("SERVING_PROMETHEUS", "true|false"));
 
     /** Options that Java itself would act on; every other OPTION_ is the handler's and passed through. */
     private static final Map<String, String> OPTIONS =
@@ -106,7 +108,10 @@ record Settings(
                 Integer.parseInt(config.getOrDefault("chunked_read_timeout", "120")),
                 Integer.parseInt(env.get("SERVING_MAX_WORKERS")),
                 Integer.parseInt(env.getOrDefault("SERVING_RETRY_THRESHOLD", "0")),
-                Boolean.parseBoolean(env.get("SERVING_FAIL_FAST")));
+                Boolean.parseBoolean(env.get("SERVING_FAIL_FAST")),
+                Boolean.parseBoolean(env.get("SERVING_PROMETHEUS"))
+                        ? Path.of(env.getOrDefault("MODEL_SERVER_HOME", "."))
+                        : null);
     }
 
     String host() {

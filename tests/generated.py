@@ -128,6 +128,13 @@ def versions() -> str:
     return declared.page()
 
 
+def refusals() -> str:
+    """docs/reference/refusals.md: bad data files, model directories and flags, with the line each gets."""
+    from tests import refusals as cases
+
+    return cases.page()
+
+
 def breaks() -> str:
     """docs/reference/breaks.md: what is broken on purpose, and which test sees it."""
     from tests.breaks import table
@@ -217,6 +224,7 @@ def openapi() -> str:
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["train/options/sdk2.20-models.json"] = known_models
 FILES["docs/reference/sagemaker-operations.md"] = operations
+FILES["docs/reference/refusals.md"] = refusals
 FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/breaks.md"] = breaks
 FILES["docs/reference/run-file.md"] = reference.run_file

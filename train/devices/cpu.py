@@ -102,6 +102,10 @@ class AnswerLossTrainer(Trainer):
     out: rows are right padded and causal attention never looks at them.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        packing.keep_segments(self)
+
     def _get_train_sampler(self) -> Any:
         """An order that depends on seed and epoch alone, so that a resumed run goes on with the same rows."""
         rows = self.train_dataset

@@ -196,6 +196,7 @@ class StaticTrainer(NeuronTrainer):
         if self.accelerator.gradient_accumulation_steps != 1:
             raise RuntimeError("optimum-neuron divides by the accumulation itself: this is not version 0.0.28")
         self.model_accepts_loss_kwargs = False
+        packing.keep_segments(self)
         self.evaluation_scale = 1.0
         self.handled_step = 0
 

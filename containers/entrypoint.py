@@ -32,11 +32,16 @@ WAITING = 128  # requests that wait in the handler for a slot, beside those that
 MOST_IN_A_BATCH = 900  # djl_python reads a request's number from three digits (inputs.py, get_batches)
 EXIT_RESTART = 77  # DJL Serving asks to be started again, as in the stock entrypoint
 # Device cpu only: huge pages for tensors, and freed memory kept rather than given back and faulted in again.
-# Training steps take a sixth less time with it (docs/status.md).
+# Training steps take a sixth less time with it (docs/limits.md).
 CPU_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=68719476736:"
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 )
+# Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
+# default it turns for milliseconds at each barrier, on a core that another process would use: with others on the
+# machine a loop of small matrix products took three times as long as with 10,000, and alone it is no slower so
+# (docs/internals/training-speed.md). Fewer are better still on a busy machine, and cost a tenth on a quiet one.
+CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "10000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
 SERVE_DRAIN = contract.SERVE_STOP_WAIT - 8  # requests in progress have this long before the server gets TERM
@@ -81,7 +86,7 @@ def _hide_in_failure(paths: Paths, secrets: tuple[bytes, ...]) -> None:
 
 def training_environment(env: dict[str, str]) -> dict[str, str]:
     """What the trainer needs besides the request's own environment, which wins. Neuron's part: train/launch.py."""
-    return {"GLIBC_TUNABLES": CPU_TUNABLES, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
+    return {**CPU_ENVIRONMENT, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
 
 
 def wait_for_hosts(resources: Resources, wait: float) -> None:
@@ -196,9 +201,10 @@ def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
     if on_cpu:
         # DJL's launcher sets 1 where it is unset, which would leave every other core idle.
         defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // replicas))
-        defaults["GLIBC_TUNABLES"] = CPU_TUNABLES
-        # A step is hundreds of short parallel parts. With libgomp's default a thread that waits for another keeps the
-        # processor, which that one may need: on a busy machine a step took 4 s instead of 0.17 s.
+        defaults |= CPU_ENVIRONMENT
+        # Shorter than in training. A step is hundreds of short parallel parts: with libgomp's default a thread that
+        # waits for another keeps the processor, which that one may need, and on a busy machine a step took 4 s
+        # instead of 0.17 s.
         defaults["GOMP_SPINCOUNT"] = "1000"
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
     # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).

@@ -42,6 +42,10 @@ RANGES: dict[str, _Range] = {
     **dict.fromkeys(("max_steps", "pipeline_parallel_num_microbatches"), _MINUS_1),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _STEPS),
     **dict.fromkeys(("seed", "data_seed", "validation_split_seed"), _SEED),
+    **dict.fromkeys(("hang_timeout", "early_stopping_patience", "early_stopping_threshold"), _FROM_0),
+    "lora_r": _FROM_1,
+    "lora_alpha": _ABOVE_0,
+    "lora_dropout": _BELOW_1,
     "num_train_epochs": _ABOVE_0,
     "warmup_ratio": _SHARE,
     "block_size": (lambda v: v >= 2, "2 or more: of one token nothing is predicted"),
@@ -78,6 +82,10 @@ ELSEWHERE = {
     **dict.fromkeys(("sample_packing", "pack"), "packing"),
     **dict.fromkeys(("val_size", "val_set_size"), "validation_split_percentage"),
     **dict.fromkeys(("dataset", "dataset_path"), "dataset_name"),
+    **dict.fromkeys(("lora", "use_lora", "peft"), "use_peft"),
+    **dict.fromkeys(("lora_rank", "r"), "lora_r"),
+    **dict.fromkeys(("lora_target", "target_modules", "lora_modules"), "lora_target_modules"),
+    **dict.fromkeys(("early_stopping_steps", "patience"), "early_stopping_patience"),
     **dict.fromkeys(("template", "chat_template_name"), "chat_template"),
     **dict.fromkeys(("train_on_inputs", "completion_only_loss", "assistant_only_loss"), "train_on"),
 }
@@ -175,6 +183,17 @@ def _together(values: Mapping[str, Scalar], options: Options, has_validation: bo
         )
     if value("load_best_model_at_end") is True and values.get("save_strategy", "no") not in ("no", "best"):
         yield from _best(value)
+    yield from _lora(values, value, more_than_one)
+    if value("early_stopping_patience") and value("eval_strategy") in ("no", None):
+        yield Finding(
+            "early_stopping_patience needs evaluations",
+            hint='set eval_strategy = "steps", eval_steps and validation data',
+        )
+    if value("label_smoothing_factor") and (
+        more_than_one("tensor_parallel_size") or more_than_one("pipeline_parallel_size")
+    ):
+        why = "transformers smooths over one worker's part of the vocabulary"
+        yield Finding("label_smoothing_factor does not work with tensor or pipeline parallelism", why, "remove it")
     if value("packing") is True and more_than_one("pipeline_parallel_size"):
         why = "optimum-neuron gives a pipeline input_ids, attention_mask and labels, and no position_ids"
         yield Finding("packing does not work with pipeline_parallel_size above 1", why, "use tensor_parallel_size")
@@ -185,6 +204,29 @@ def _together(values: Mapping[str, Scalar], options: Options, has_validation: bo
     elif value("group_by_length") is True and more_than_one("tensor_parallel_size"):
         why = "every row has one length there, and workers of one model would get rows in different orders"
         yield Finding("group_by_length does not work with tensor_parallel_size above 1", why, "use packing")
+
+
+def _lora(
+    values: Mapping[str, Scalar], value: Callable[[str], Any], more_than_one: Callable[[str], bool]
+) -> Iterator[Finding]:
+    given = sorted(name for name in values if name.startswith("lora_"))
+    if value("use_peft") is not True:
+        if given:
+            yield Finding(
+                f"{', '.join(given)} without use_peft", "all weights would be trained", "set use_peft = true"
+            )
+        return
+    if more_than_one("pipeline_parallel_size"):
+        why = "optimum-neuron 0.0.28 raises NotImplementedError"
+        yield Finding("use_peft does not work with pipeline_parallel_size above 1", why, "use tensor_parallel_size")
+    targets = {word.strip() for word in str(value("lora_target_modules")).split(",")}
+    qkv = {"q_proj", "k_proj", "v_proj"}
+    if more_than_one("tensor_parallel_size") and targets & qkv and not qkv <= targets:
+        yield Finding(
+            f'lora_target_modules = "{value("lora_target_modules")}" does not work with tensor_parallel_size above 1',
+            "query, key and value become one layer where there are fewer key-value heads than cores",
+            "name all of q_proj, k_proj and v_proj, or none",
+        )
 
 
 def _best(value: Callable[[str], Any]) -> Iterator[Finding]:

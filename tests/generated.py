@@ -16,7 +16,7 @@ LIST_TRAIN_OPTIONS = """
 import dataclasses, enum, json, sys, typing, warnings
 warnings.simplefilter("ignore")
 from optimum.neuron import NeuronTrainingArguments
-from train.arguments import DataArguments, ModelArguments, RunArguments
+from train.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
 
 def choices(kind, metadata):
     if metadata.get("choices"):
@@ -27,7 +27,7 @@ def choices(kind, metadata):
     return []
 
 out = {}
-for group in (ModelArguments, DataArguments, RunArguments, NeuronTrainingArguments):
+for group in (ModelArguments, DataArguments, RunArguments, LoraArguments, NeuronTrainingArguments):
     kinds = typing.get_type_hints(group)
     for f in dataclasses.fields(group):
         if not f.init:

@@ -74,6 +74,19 @@ class DataArguments:
 
 
 @dataclass
+class LoraArguments:
+    """LoRA by PEFT; the names are those of TRL's scripts."""
+
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapters' sum is scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_target_modules: str = field(
+        default="all-linear", metadata={"help": "all-linear, or names of layers with commas: q_proj,k_proj,v_proj."}
+    )
+
+
+@dataclass
 class RunArguments:
     """Where things go, and on what the job runs; the container fills these in."""
 
@@ -82,6 +95,15 @@ class RunArguments:
     device: str = field(default="neuron", metadata={"help": "cpu or neuron; never chosen on failure."})
     stack: str = field(default="", metadata={"help": "Name of the image pair, for the manifest."})
     base_model: str = field(default="", metadata={"help": "What the user called the model, for the manifest."})
+    hang_timeout: float = field(
+        default=3600, metadata={"help": "Seconds without a step after which the job ends; 0 is never."}
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "End after so many evaluations in a row without a better one; 0 is never."}
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much an evaluation has to be better to count."}
+    )
 
 
 class ArgumentError(ValueError):

@@ -1,7 +1,8 @@
-"""How workers start on Trainium: one process per core under torchrun, with the Neuron SDK's environment.
+"""How workers start: on Trainium one process per core under torchrun, with the Neuron SDK's environment.
 
 Standard library only: it runs before torch is imported. `python -m train.run_clm` on device neuron becomes torchrun,
-which starts run_clm once per core; the workers know themselves by torchrun's variables.
+which starts run_clm once per core; the workers know themselves by torchrun's variables. On device cpu a job of
+several hosts has one worker on each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from containers.contract import Paths, Resources, read_training_input
+from train import gloo
 
 CORES_PER_DEVICE = 2  # Trainium 1 and Inferentia 2; optimum-neuron 0.0.28 counts so, too (utils/cache_utils.py)
 PRECOMPILE_ENV = "RUN_NEURON_PARALLEL_COMPILE"  # the name SageMaker's training toolkit knows it by
@@ -22,6 +24,9 @@ VISIBLE_CORES = "NEURON_RT_VISIBLE_CORES"
 # What the container was lent, read before torch_xla and torch_neuronx are imported: they set it for the worker.
 LENT = os.environ.get(VISIBLE_CORES, "")
 EXTRACT_ENV = "NEURON_EXTRACT_GRAPHS_ONLY"  # set by neuron_parallel_compile for its trial run
+# Of one core, operations a second: Trainium 1 has 190 TFLOPS in bf16 and 47.5 in fp32 on two
+# (https://aws.amazon.com/machine-learning/trainium/, AWS Neuron documentation, trn1 architecture).
+PEAK_FLOPS = {"bf16": 95e12, "fp32": 23.75e12}
 RENDEZVOUS_PORT = 41000  # as in AWS's multi-node examples
 # The workers of one host meet on loopback, at a port that is free. Not `--standalone`: torchrun would give them
 # getfqdn(gethostname()) for MASTER_ADDR (torch 2.1.2, elastic/agent/server/api.py, _set_master_addr_port). A
@@ -154,12 +159,15 @@ def _own_name() -> dict[str, tuple[str, str]]:
     return {"LD_PRELOAD": (str(found.origin), "SageMaker's training toolkit 4.8.3, mpi.py")}
 
 
-def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str) -> list[str]:
+def command(
+    argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str, device: str = "neuron"
+) -> list[str]:
     """torchrun over all hosts of the job; behind neuron_parallel_compile where the job is to compile only."""
-    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={cores(given)}"]
+    workers, port = (cores(given), RENDEZVOUS_PORT) if device == "neuron" else (1, gloo.port(given))
+    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={workers}"]
     if len(hosts) > 1:
         words += [f"--nnodes={len(hosts)}", f"--node_rank={hosts.index(host)}"]
-        words += [f"--master_addr={hosts[0]}", f"--master_port={RENDEZVOUS_PORT}"]
+        words += [f"--master_addr={hosts[0]}", f"--master_port={port}"]
     else:
         words += ONE_HOST
     words += ["-m", "train.run_clm", *argv]
@@ -175,11 +183,15 @@ def device_of(argv: list[str]) -> str:
 
 
 def start_workers(argv: list[str]) -> None:
-    """Become torchrun where device neuron was asked for and this is no worker yet; otherwise return."""
-    if device_of(argv) != "neuron" or os.environ.get("TORCHELASTIC_RUN_ID"):
+    """Become torchrun where there are to be several workers and this is none yet; otherwise return."""
+    device = device_of(argv)
+    if os.environ.get("TORCHELASTIC_RUN_ID"):
         return
     who = read_training_input(Paths.from_environment()).resources
-    words = command(argv, os.environ, who.ordered_hosts, who.current_host)
+    if device != "neuron" and len(who.hosts) == 1:
+        return
+    words = command(argv, os.environ, who.ordered_hosts, who.current_host, device)
     print("launch:", " ".join(words), flush=True)
     sys.stdout.flush()
-    os.execvpe(words[0], words, {**os.environ, **early_environment(who, os.environ)})  # noqa: S606 (no shell, on purpose)
+    more = early_environment(who, os.environ) if device == "neuron" else gloo.environment(who, os.environ)
+    os.execvpe(words[0], words, {**os.environ, **more})  # noqa: S606 (no shell, on purpose)

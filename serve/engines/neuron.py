@@ -1,7 +1,7 @@
 """Engine `neuron`: transformers-neuronx 0.12 with continuous batching. The only file that imports it.
 
 The scheduler decides what each graph execution computes; this file sends it. How the library takes what it is sent
-was recorded from its source: tests/tnx/table.json, docs/neuron-serving.md.
+was recorded from its source: tests/tnx/table.json, docs/internals/neuron-serving.md.
 """
 
 from __future__ import annotations

@@ -28,6 +28,18 @@ def test_the_cpu_devices_losses_are_transformers_own(tiny_model: Path, data: Pat
     )
 
 
+def test_our_own_loss_is_model_forwards_for_every_proven_family_and_used_for_no_other() -> None:
+    out = in_train_environment("-m", "tests.chain.own_loss", timeout=200)
+    assert out.count("own loss and gradients equal model.forward's") == 17
+    assert out.count("takes model.forward's loss") == 8
+
+
+def test_a_step_of_eight_rows_is_the_same_however_it_is_cut() -> None:
+    out = in_train_environment("-m", "tests.chain.accumulation_equal", timeout=200)
+    assert out.count("equals 8 x 1 within") == 8
+    assert "label smoothing has an effect" in out
+
+
 def test_ten_rounds_of_three_terms_each_change_no_loss(tiny_model: Path, data: Path) -> None:
     out = in_train_environment("-m", "tests.chain.resume_rounds", str(tiny_model), str(data), "10", "1", timeout=280)
     assert out.count("24 losses and the weights are equal") == 10

@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.data import IGNORED
 from train.devices import neuron
-from train.devices.cpu import EpochSampler
 from train.devices.ignored import NeuronFlags
+from train.order import Counted, EpochSampler
 
 TESTS: list[Callable[[], None]] = []
 
@@ -104,23 +104,27 @@ def flags_that_the_cpu_device_accepts_are_upstreams() -> None:
 
 
 @unit
-def workers_share_out_the_cpu_devices_order() -> None:
-    rows = list(range(23))
-    order = EpochSampler(23, None, 4, 7)
-    seen = []
-    for epoch in (0, 1):
-        order.set_epoch(epoch)
-        seen.append(list(order))
-        parts = []
-        for rank, replicas in ((0, 3), (1, 3), (2, 3), (0, 1)):
-            shard = neuron.EpochShard(rows, replicas, rank, EpochSampler(23, None, 4, 7))
-            shard.set_epoch(epoch)
-            parts.append(list(shard))
-        alone = parts.pop()
-        assert alone == seen[-1]
-        assert {len(part) for part in parts} == {7}
-        assert [x for group in zip(*parts) for x in group] == seen[-1][:21]
-    assert seen[0] != seen[1]
+def workers_share_out_the_cpu_devices_order_in_whole_steps() -> None:
+    rows = [{"labels": np.array([IGNORED, *([1] * (i % 3 + 1)), *([IGNORED] * (3 - i % 3))])} for i in range(23)]
+    for replicas, step_rows in ((3, 6), (1, 4)):
+        seen = []
+        for epoch in (0, 1):
+            parts = []
+            for rank in range(replicas):
+                counted = Counted(EpochSampler(23, None, 2, 7), rows, step_rows)
+                shard = neuron.EpochShard(rows, replicas, rank, counted)
+                shard.set_epoch(epoch)
+                parts.append(list(shard))
+                assert len(shard) == len(parts[-1]) == 23 // step_rows * step_rows // replicas
+            order = EpochSampler(23, None, 2, 7)
+            order.set_epoch(epoch)
+            found = [pair for group in zip(*parts) for pair in group]
+            assert [row for row, _ in found] == list(order)[: len(found)]
+            for start in range(0, len(found), step_rows):
+                step = found[start : start + step_rows]
+                assert {tokens for _, tokens in step} == {sum(row % 3 + 1 for row, _ in step)}
+            seen.append(found)
+        assert seen[0] != seen[1]
 
 
 @unit
@@ -145,7 +149,7 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
         model = small(tied)
         original = (copy.deepcopy(model.config), model.generation_config)
         weights = {k: v.clone() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
-        found = neuron._whole(original, weights)
+        found = neuron.whole(original, weights)
         ids = torch.arange(8)[None]
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             found.save_pretrained(folder)  # as the export does; what is not a weight is made again by loading
@@ -159,7 +163,7 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
             **untied,
         }.items():
             try:
-                neuron._whole(original, wrong)
+                neuron.whole(original, wrong)
             except RuntimeError as error:
                 assert name in str(error), error
             else:

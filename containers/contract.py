@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,14 @@ EXIT_INTERRUPTED = 130
 CHANNEL_ARGUMENTS = {"model": "model_name_or_path", "train": "train_file", "validation": "validation_file"}
 # Arguments that the contract owns: the entrypoint derives them from the base directory.
 RESERVED_ARGUMENTS = ("output_dir", "export_dir", "metrics_dir")
+
+
+CREDENTIAL = re.compile(r"(?:.*_)?(?:token|key|secret|password|passwd)", re.IGNORECASE)
+
+
+def is_credential(name: str) -> bool:
+    """Whether a hyperparameter, flag or variable of that name holds a credential, which no log may show."""
+    return CREDENTIAL.fullmatch(name) is not None
 
 
 class ContractError(ValueError):
@@ -96,6 +105,9 @@ class Paths:
         return self.base / "checkpoints"
 
     def channel(self, name: str) -> Path:
+        """Its directory. Raises ContractError for a name that is not a directory below the others'."""
+        if not name.strip(".") or "/" in name:
+            raise ContractError(f"{name!r} is not a channel name")
         return self.data / name
 
 
@@ -189,7 +201,7 @@ def write_training_input(paths: Paths, job: TrainingInput) -> None:
 def read_training_input(paths: Paths) -> TrainingInput:
     """The container's side. Files that are absent mean their defaults, as with `docker run IMAGE train`.
 
-    Raises ContractError for a file that is no JSON object or a hyperparameter that is no string.
+    Raises ContractError for a file that is not a JSON object or a hyperparameter that is not a string.
     """
     hyperparameters = _read_json(paths.config / "hyperparameters.json")
     for key, value in hyperparameters.items():

@@ -51,14 +51,20 @@ def train(paths: Paths) -> int:
         contract.write_failure(paths, f"ClientError: {error}")
         print(f"entrypoint: {error}", file=sys.stderr, flush=True)
         return EXIT_CONTRACT
-    command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
-    print("entrypoint:", " ".join(command), flush=True)
     env = training_environment({**os.environ, **secrets})
-    code, tail = supervisor.run(command, PROGRAM, env, secretsmanager.hidden(secrets))
+    hidden = secretsmanager.hidden(secrets, credentials_in(env), credentials_in(job.hyperparameters))
+    command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
+    print("entrypoint:", secretsmanager.hide(" ".join(command).encode(), hidden).decode(), flush=True)
+    code, tail = supervisor.run(command, PROGRAM, env, hidden)
     if code not in (0, contract.EXIT_TERMINATED, contract.EXIT_INTERRUPTED) and not contract.read_failure(paths):
         contract.write_failure(paths, failure_reason(tail, code))
-    _hide_in_failure(paths, secretsmanager.hidden(secrets))
+    _hide_in_failure(paths, hidden)
     return code
+
+
+def credentials_in(values: Mapping[str, str]) -> dict[str, str]:
+    """The values that no log may show, by their names. Our own run files hold none; other clients' requests may."""
+    return {name: value for name, value in values.items() if contract.is_credential(name)}
 
 
 def _hide_in_failure(paths: Paths, secrets: tuple[bytes, ...]) -> None:

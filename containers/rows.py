@@ -35,7 +35,7 @@ def _row(raw: bytes) -> dict[str, str] | str:
     try:
         value = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return f"not UTF-8 text ({error.reason} at byte {error.start})"
+        return f"not UTF-8 ({error.reason} at byte {error.start})"
     except ValueError as error:
         return (
             f"not JSON ({error.msg} at column {error.colno})"

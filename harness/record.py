@@ -101,7 +101,7 @@ class Record:
             os.fsync(handle.fileno())
 
     def ledger(self) -> Iterator[dict[str, Any]]:
-        """The ledger's lines; what is no event, such as a torn last line from a crash in mid-write, is left out."""
+        """The ledger's lines; one that is not an event, such as the torn last one after a crash, is left out."""
         try:
             lines = (self.path / "ledger.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from harness.executors.process import STAND_IN_ENV
 
-# No test is timed: a busy machine is no failure.
+# No test is timed: a busy machine is not a failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

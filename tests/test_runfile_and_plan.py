@@ -98,10 +98,10 @@ train_instance = "ml.trn1.xlarge"
     )
     text = "\n".join(told)
     for part in (
-        'train.learnin_rate is no flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
-        "train.bf16 = 3 is no true or false",
+        'train.learnin_rate is not a flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
+        "train.bf16 = 3: must be true or false",
         "train.output_dir is set by the container",
-        'serve.n_position is no option of the handler |   hint: did you mean "n_positions"?',
+        'serve.n_position is not an option of the handler |   hint: did you mean "n_positions"?',
         'compute.train_instance = "ml.trn1.xlarge"',
         'model.id = "smollm2-135m-instruc": no such asset |   hint: did you mean "smollm2-135m-instruct"?',
         "data.prompt is missing",
@@ -200,3 +200,14 @@ def test_validation_against_botocores_model() -> None:
 def test_the_run_files_comments_do_not_lie_about_their_names() -> None:
     for path in READY:
         assert tomllib.loads(path.read_text())["name"] == path.stem
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "hub_token", "push_to_hub_token", "wandb_api_key", "my_secret", "db_password"]
+)
+def test_a_credential_in_a_run_file_is_refused_without_being_repeated(tmp_path: Path, name: str) -> None:
+    text = f'name = "x"\n[model]\nid = "a/b"\n[data]\nid = "a/b"\n[train]\n{name} = "hf_abcdefghijk"\n'
+    said = "\n".join(problems_of(tmp_path, text))
+    assert f"train.{name} is a credential" in said
+    assert "[secrets]" in said
+    assert "hf_abcdefghijk" not in said

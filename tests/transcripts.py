@@ -100,7 +100,7 @@ WRONG = [
     plan("two kinds of rows", FILES, train=ROW + '{"text": "a"}\n'),
     plan("many damaged rows", FILES, train="{\n" * 9),
     plan(
-        "a held-out answer that is no label",
+        "a held-out answer that is not a label",
         FILES + 'test = "test.jsonl"\nlabels = { a = "yes", b = "no" }\n',
         train=ROW,
         test=ROW + '{"prompt": "a", "completion": "maybe"}\n',

@@ -110,7 +110,9 @@ def java_home() -> Path:
         return Path(JAVA_HOME)
     hint = "set JAVA_HOME to a Java 17 or later, or unset it to use the one that set-up installs"
     if not os.access(Path(home, "bin", "java"), os.X_OK):
-        raise MissingPrerequisite(f"JAVA_HOME={home} is no Java", "it has no executable bin/java", hint)
+        raise MissingPrerequisite(
+            f"JAVA_HOME={home} is not a Java installation", "it has no executable bin/java", hint
+        )
     version = _java_version(Path(home))
     if version < MIN_JAVA:
         raise MissingPrerequisite(f"JAVA_HOME={home} is Java {version}", f"DJL needs {MIN_JAVA}", hint)

@@ -52,16 +52,26 @@ def arguments(spec: ContainerSpec) -> list[str]:
     if spec.port is not None:
         words += ["--publish", f"127.0.0.1:{spec.port}:{contract.DEFAULT_PORT}"]
     words += _device_arguments(spec.devices)
-    environment = {MARKER: spec.name} if spec.devices else {contract.DEVICE_ENV: "cpu", MARKER: spec.name}
     if spec.network:
-        environment |= {k: os.environ[k] for k in PASSED_ON if k in os.environ}
         for name in {os.environ[k] for k in CA_VARIABLES if os.path.isfile(os.environ.get(k, ""))}:  # noqa: PTH113
             words += ["--volume", f"{name}:{name}:ro"]
-    for key, value in {**environment, **spec.environment}.items():
-        words += ["--env", f"{key}={value}"]
+    for key, value in environment(spec).items():
+        words += ["--env", f"{key}={value}" if _is_clients(key) else key]
     if spec.entrypoint:
         return [*words, "--entrypoint", spec.entrypoint[0], spec.image, *spec.entrypoint[1:], *spec.arguments]
     return [*words, spec.image, *(spec.arguments or (spec.command,))]
+
+
+def environment(spec: ContainerSpec) -> dict[str, str]:
+    """The container's variables. They reach it through the environment of the call, never through its words."""
+    own = {MARKER: spec.name} if spec.devices else {contract.DEVICE_ENV: "cpu", MARKER: spec.name}
+    passed = {k: os.environ[k] for k in PASSED_ON if k in os.environ} if spec.network else {}
+    return {**own, **passed, **spec.environment}
+
+
+def _is_clients(variable: str) -> bool:
+    """Whether the docker command line reads a variable itself, so that another value would change what it does."""
+    return variable in ("PATH", "HOME", "TMPDIR") or variable.startswith(("DOCKER_", "XDG_"))
 
 
 def _device_arguments(devices: Sequence[str]) -> list[str]:
@@ -101,11 +111,20 @@ _pids: dict[str, int] = {}
 _codes: dict[str, int] = {}  # of containers that are removed
 
 
-def _docker(*words: str, check: bool = True, timeout: float = 120) -> str:
-    """Standard output of one short docker call, in a session of its own: Ctrl-C is the harness's business."""
+def _docker(*words: str, check: bool = True, timeout: float = 120, more: Mapping[str, str] | None = None) -> str:
+    """Standard output of one short docker call, in a session of its own: the harness handles Ctrl-C.
+
+    `more` are variables for the call, besides this process's own.
+    """
     try:
         done = subprocess.run(
-            ["docker", *words], capture_output=True, text=True, check=False, timeout=timeout, start_new_session=True
+            ["docker", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            start_new_session=True,
+            env={**os.environ, **(more or {})},
         )
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         engine.check()
@@ -150,7 +169,8 @@ def start(spec: ContainerSpec) -> Handle:
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     _make_network(spec)
     try:
-        container = _docker("create", *arguments(spec))
+        variables = {k: v for k, v in environment(spec).items() if not _is_clients(k)}
+        container = _docker("create", *arguments(spec), more=variables)
         with spec.log.open("ab") as log:
             # Attached before the start, so that no line is lost; its exit code is the container's.
             client = subprocess.Popen(

@@ -82,7 +82,7 @@ def _number(name: str) -> int:
 def problems(host: Host, stack: str, needed: int) -> list[Problem]:
     """Why a job of `needed` cores cannot run here with the images of `stack`, whoever else runs."""
     if not host.neuron:
-        why = "there is no /dev/neuron0: this is no Neuron host, or its driver is not loaded"
+        why = "there is no /dev/neuron0: this is not a Neuron host, or its driver is not loaded"
         hint = "install aws-neuronx-dkms, or use --platform local"
         return [Problem("this machine shows no Neuron device", why, hint)]
     found = []
@@ -229,7 +229,7 @@ class Cores:
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):  # another user has just made it
-                self.folder.chmod(0o777)
+                self.folder.chmod(0o1777)  # nobody deletes or renames another user's locks
         path = self.folder / name
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         with suppress(PermissionError):

@@ -111,7 +111,7 @@ class MotoTelemetry:
                 backend.put_log_events(group, stream, events)
 
     def metrics(self, region: str, namespace: str, data: list[dict[str, Any]]) -> None:
-        """Values that are no numbers are left out, as CloudWatch refuses them."""
+        """Values that are not numbers are left out, as CloudWatch refuses them."""
         finite = [row for row in data if math.isfinite(row["Value"])]
         with self._lock:
             cloudwatch_backends[self.account][region].put_metric_data(namespace, finite)

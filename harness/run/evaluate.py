@@ -59,7 +59,7 @@ def read_rows(path: Path) -> list[HeldOut]:
 def parse_answer(text: str, labels: Sequence[str]) -> str | None:
     """The label that the answer starts with, whatever its case and the punctuation around it, else None.
 
-    Only whole words count: "Notable" is no "No".
+    Only whole words count: "Notable" is not "No".
     """
     words = re.findall(r"[^\W_]+", text.casefold())
     for label in labels:

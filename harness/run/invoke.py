@@ -18,7 +18,7 @@ def request(prompts: list[str] | str, **parameters: Any) -> dict[str, Any]:
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: of a .jsonl each row's `prompt`, of another each line.
 
-    Raises InvalidInput naming file, line and reason for everything that is no text.
+    Raises InvalidInput naming file, line and reason for everything that is not a string.
     """
     try:
         raw = path.read_bytes()
@@ -32,10 +32,10 @@ def read_prompts(path: Path) -> list[str]:
             text = line.decode("utf-8")
             prompt = json.loads(text)["prompt"] if path.suffix == ".jsonl" else text
             if not isinstance(prompt, str) or "\0" in prompt:
-                raise TypeError("prompt is no text")
+                raise TypeError("prompt must be a string")
             prompts.append(prompt)
         except UnicodeDecodeError as error:
-            problems.append(Problem(f"{path} line {number}: not UTF-8 text ({error.reason} at byte {error.start})"))
+            problems.append(Problem(f"{path} line {number}: not UTF-8 ({error.reason} at byte {error.start})"))
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             problems.append(Problem(f"{path} line {number}: {reason}", hint='a row is {"prompt": "..."}'))

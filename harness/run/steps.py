@@ -108,7 +108,7 @@ def working_on(record: Record, verb: str, reporter: Reporter) -> Iterator[RunCli
         except Interrupted as error:
             raise _interrupted(error, client, verb, reporter) from None
         except Refused as error:
-            if not client.local and (found := _goes_on(client)):
+            if found := _goes_on(client):
                 error.problems.append(found)  # whatever we may not ask any more
             raise
 
@@ -142,15 +142,18 @@ def _stop_asked(error: Interrupted, reporter: Reporter) -> bool:
 
 
 def _goes_on(client: RunClient) -> Problem | None:
-    """What AWS still runs for this run, and bills, as far as the record knows; and how to follow and stop it."""
+    """What still runs of this run, as far as the record knows; and how to follow and stop it."""
     run_id, job = client.record.id, client.running_job()
-    down = f"delete it: harness down {run_id}"
+    billed = "" if client.local else " and is billed"
     if job is not None:
-        what = f"training job {job['name']} goes on in {job['region']} and is billed"
+        what = f"training job {job['name']} goes on in {job['region']}{billed}"
         return Problem(what, hint=f"follow it: harness train {run_id}; stop it: harness down {run_id}")
+    created = [line for line in client.record.ledger() if line["event"] == "created"]
+    begun = {line["name"] for line in created if line["kind"] == "endpoint"}  # its model has the same name
     for item in client.resources.made():
-        if item.kind == "endpoint":
-            return Problem(f"endpoint {item.name} goes on in {item.region} and is billed", hint=down)
+        if item.kind == "endpoint" and item.name in begun:
+            what = f"endpoint {item.name} goes on in {item.region}{billed}"
+            return Problem(what, hint=f"delete it: harness down {run_id}")
     return None
 
 

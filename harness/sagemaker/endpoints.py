@@ -12,7 +12,7 @@ from typing import Any
 
 from containers import contract
 from harness.aws.errors import is_capacity
-from harness.errors import EndpointFailed, HarnessError
+from harness.errors import EndpointFailed, HarnessError, Refused
 from harness.interrupts import shielded
 from harness.sagemaker.expiry import Expiry
 from harness.sagemaker.jobs import TELL_EVERY, Say
@@ -66,7 +66,7 @@ class Endpoints:
                 expires = datetime.now(UTC) + timedelta(seconds=seconds)
                 needs = {**known(), "expires": expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
                 self.expiry.set(name, expires, region)  # first: killed in between, an endpoint would have no end
-                self._create(deployment, needs)
+                self._create_all(deployment, needs)
             self._wait_in_service(deployment, on_tick)
         except EndpointFailed:  # SageMaker says so; a call that is refused says nothing about the endpoint
             with suppress(HarnessError), shielded():  # the reason why is what is told; `down` finds what is left
@@ -74,13 +74,20 @@ class Endpoints:
             raise
         return Endpoint(name, "InService", region)
 
-    def _create(self, deployment: Deployment, known: dict[str, str]) -> None:
-        for kind, request in (
-            ("model", deployment.create_model),
-            ("endpoint-config", deployment.create_endpoint_config),
-            ("endpoint", deployment.create_endpoint),
-        ):
-            self.resources.create(kind, plans.resolve(request, known), self.region)
+    def _create_all(self, deployment: Deployment, known: dict[str, str]) -> None:
+        """All three or none: without the endpoint nothing needs the other two."""
+        requests = {
+            "model": deployment.create_model,
+            "endpoint-config": deployment.create_endpoint_config,
+            "endpoint": deployment.create_endpoint,
+        }
+        try:
+            for kind, request in requests.items():
+                self.resources.create(kind, plans.resolve(request, known), self.region)
+        except Refused:
+            with suppress(HarnessError), shielded():
+                self.remove(deployment.endpoint_name, self.region)
+            raise
 
     def _wait_in_service(self, deployment: Deployment, on_tick: Callable[[], None]) -> None:
         name, region, started = deployment.endpoint_name, self.region, time.monotonic()

@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 from containers import rows
 from containers.artifact import ArtifactError, check_model_directory
-from containers.contract import RESERVED_ARGUMENTS
+from containers.contract import RESERVED_ARGUMENTS, is_credential
 from harness import assets
 from harness.errors import InvalidInput, Problem, did_you_mean
 from harness.spec import runfile, service_model
@@ -98,15 +98,19 @@ def check_train(run: RunFile, stack: Stack) -> list[Problem]:
     settable = [name for name in known if name not in (*RESERVED_ARGUMENTS, *PLANNED)]
     problems = []
     for name, value in run.train.items():
-        if name in RESERVED_ARGUMENTS:
+        if is_credential(name):
+            why = "it would stand in the request, the record and the job's log"
+            hint = "revoke it; put the ARN of a secret under [secrets] in the profile, as HF_TOKEN (docs/aws.md)"
+            problems.append(Problem(f"train.{name} is a credential", why, hint))
+        elif name in RESERVED_ARGUMENTS:
             problems.append(Problem(f"train.{name} is set by the container", hint="remove it"))
         elif name in PLANNED:
             problems.append(Problem(f"train.{name} comes from [model] and [data]", hint="remove it"))
         elif name not in known:
             hint = did_you_mean(name, settable)
-            problems.append(Problem(f"train.{name} is no flag of run_clm in stack {stack.name}", hint=hint))
+            problems.append(Problem(f"train.{name} is not a flag of run_clm in stack {stack.name}", hint=hint))
         elif not _fits(known[name]["type"], value):
-            problems.append(Problem(f"train.{name} = {value!r} is no {_plain(known[name]['type'])}"))
+            problems.append(Problem(f"train.{name} = {value!r}: must be {_plain(known[name]['type'])}"))
     return problems + _contradictions(run)
 
 
@@ -124,10 +128,10 @@ def _fits(kind: str, value: Scalar) -> bool:
 
 
 def _plain(kind: str) -> str:
-    for word, name in (("bool", "true or false"), ("int", "whole number"), ("float", "number")):
+    for word, name in (("bool", "true or false"), ("int", "a whole number"), ("float", "a number")):
         if word in kind:
             return name
-    return "text"
+    return "a string"
 
 
 def _contradictions(run: RunFile) -> list[Problem]:
@@ -155,10 +159,10 @@ def check_serve(run: RunFile) -> list[Problem]:
     for name, value in run.serve.items():
         if name not in hints:
             hint = did_you_mean(name, serve_options.names())
-            problems.append(Problem(f"serve.{name} is no option of the handler", hint=hint))
+            problems.append(Problem(f"serve.{name} is not an option of the handler", hint=hint))
         elif isinstance(value, bool) or not isinstance(value, hints[name]):
             problems.append(
-                Problem(f"serve.{name} = {value!r} is no {'whole number' if hints[name] is int else 'text'}")
+                Problem(f"serve.{name} = {value!r}: must be {'a whole number' if hints[name] is int else 'a string'}")
             )
     if not problems:
         try:
@@ -178,8 +182,8 @@ def check_instances(run: RunFile) -> list[Problem]:
         if value not in known:
             neuron = [k for k in known if re.match(r"ml\.(trn|inf2)", k)]
             hint = did_you_mean(value, neuron) or f"with Neuron cores: {', '.join(sorted(neuron))}"
-            what = "train on" if key == "train_instance" else "serve on"
-            problems.append(Problem(f'compute.{key} = "{value}": nothing that SageMaker can {what}', hint=hint))
+            what = "training" if key == "train_instance" else "inference"
+            problems.append(Problem(f'compute.{key} = "{value}" is not a SageMaker {what} instance type', hint=hint))
     return problems
 
 

@@ -169,7 +169,7 @@ def check(raw: Mapping[str, Any]) -> list[str]:
     for key in LISTS:
         value = raw.get(key, [])
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            found.append(f"{key} = {value!r} is no list of ids")
+            found.append(f"{key} = {value!r} is not a list of ids")
     if bool(raw.get("subnets")) != bool(raw.get("security_groups")):
         found.append("subnets and security_groups go together: a VPC needs both")
     for key in ("tags", "secrets"):
@@ -181,7 +181,7 @@ def check(raw: Mapping[str, Any]) -> list[str]:
             found += [f"secrets.{k} is not the ARN of a secret" for k, v in value.items() if not SECRET_ARN.match(v)]
     hours = raw.get("endpoint_hours", 8)
     if not isinstance(hours, int) or isinstance(hours, bool) or hours < 1:
-        found.append(f"endpoint_hours = {hours!r} is no number of hours")
+        found.append(f"endpoint_hours = {hours!r}: must be a whole number of hours, at least 1")
     return found + _check_regions(raw)
 
 

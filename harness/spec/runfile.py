@@ -108,14 +108,14 @@ def parse(path: Path) -> tuple[RunFile | None, list[Problem]]:
     """The run file at `path`, and what does not fit its schema.
 
     With problems the run file is what remains without the offending optional keys, so that the caller can look for
-    further problems in the rest; it is None where too much is missing. Raises InvalidInput for what is no TOML.
+    further problems in the rest; it is None where too much is missing. Raises InvalidInput if it is not TOML.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{path}: not TOML", str(error), "see harness/runs/ for run files that work") from None
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path}: not UTF-8 text", str(error)) from None
+        raise InvalidInput(f"{path}: not UTF-8", str(error)) from None
     except RecursionError:
         raise InvalidInput(f"{path}: nested too deep") from None
     problems: list[Problem] = []

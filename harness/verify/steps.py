@@ -195,6 +195,6 @@ def _apart(ours: dict[int, float], theirs: dict[int, float]) -> float:
 
 
 def _within(figure: str, apart: float, allowed: float) -> str:
-    if not apart <= allowed:  # a NaN is no pass either
+    if not apart <= allowed:  # a NaN does not pass either
         raise Wrong(f"{figure}; {allowed:g} is allowed")
     return figure

@@ -17,11 +17,14 @@ from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
 from harness.aws.session import Aws
 from harness.aws.transfer import Transfer
-from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound
+from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound, Refused
 from harness.executors import docker, neuron, neuron_host
 from harness.executors.docker import User
 from harness.executors.spec import ContainerSpec
 from harness.images import build as images
+from harness.local.jobs.worker import JobWorker
+from harness.local.service import Service
+from harness.local.store.objects import ObjectStore
 from harness.local.store.s3 import S3Store
 from harness.record import Record
 from harness.run import host_checks, platforms
@@ -202,7 +205,8 @@ def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("harness.executors.docker.memory_limit", lambda: 30 << 30)
     host = neuron_host.Host(("/dev/neuron0", "/dev/neuron1"), ("/dev/infiniband/uverbs0",), "2.18")
     spec = training(tmp_path, "ml.trn1.2xlarge", TRAINING_JOB_NAME="job")
-    words = docker.arguments(neuron.with_cores(spec, host, range(2, 4)))
+    lent = neuron.with_cores(spec, host, range(2, 4))
+    words = docker.arguments(lent)
     assert words[-2:] == ["train:real", "train"]
     assert pairs(words) == [
         ("--label", "NEURON_HARNESS_CONTAINER=job"),
@@ -215,33 +219,36 @@ def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pyte
         ("--network-alias", "algo-1"),
         ("--device", "/dev/neuron1"),
         ("--shm-size", str(15 << 30)),
-        ("--env", "NEURON_HARNESS_CONTAINER=job"),
-        ("--env", "TRAINING_JOB_NAME=job"),
-        ("--env", "NEURON_RT_VISIBLE_CORES=2-3"),
-        ("--env", "NEURON_RT_NUM_CORES=2"),
+        ("--env", "NEURON_HARNESS_CONTAINER"),
+        ("--env", "TRAINING_JOB_NAME"),
+        ("--env", "NEURON_RT_VISIBLE_CORES"),
+        ("--env", "NEURON_RT_NUM_CORES"),
     ]
+    variables = {"NEURON_HARNESS_CONTAINER": "job", "TRAINING_JOB_NAME": "job"}
+    assert docker.environment(lent) == {**variables, "NEURON_RT_VISIBLE_CORES": "2-3", "NEURON_RT_NUM_CORES": "2"}
 
 
 def test_who_has_the_whole_host_has_its_network_adapters(tmp_path: Path) -> None:
     host = neuron_host.Host(tuple(f"/dev/neuron{n}" for n in range(16)), ("/dev/infiniband/uverbs0",), "2.18")
-    words = docker.arguments(neuron.with_cores(training(tmp_path, "ml.trn1.32xlarge"), host, range(32)))
-    given = pairs(words)
+    lent = neuron.with_cores(training(tmp_path, "ml.trn1.32xlarge"), host, range(32))
+    given = pairs(docker.arguments(lent))
     assert [v for k, v in given if k == "--device"] == [*host.neuron, *host.efa]
     assert ("--ulimit", "memlock=-1:-1") in given
     assert ("--cap-add", "IPC_LOCK") in given
-    assert ("--env", "NEURON_RT_VISIBLE_CORES=0-31") in given
+    assert docker.environment(lent)["NEURON_RT_VISIBLE_CORES"] == "0-31"
 
 
 def test_what_docker_is_told_of_an_endpoint(tmp_path: Path) -> None:
     host = neuron_host.Host(("/dev/neuron0",), (), "2.18")
     spec = serving(tmp_path, 1)
-    given = pairs(docker.arguments(neuron.with_cores(spec, host, range(1, 2))))
+    lent = neuron.with_cores(spec, host, range(1, 2))
+    given = pairs(docker.arguments(lent))
     assert [v for k, v in given if k == "--device"] == ["/dev/neuron0"]
-    assert ("--env", "NEURON_RT_VISIBLE_CORES=1") in given
+    assert docker.environment(lent)["NEURON_RT_VISIBLE_CORES"] == "1"
     assert ("--publish", "127.0.0.1:8123:8080") in given
     assert ("--volume", f"{spec.base}/model:/opt/ml/model:ro") in given
     assert not any("NEURON_HARNESS_DEVICE" in value for _, value in given)
-    assert any("NEURON_HARNESS_DEVICE=cpu" in value for _, value in pairs(docker.arguments(spec)))
+    assert docker.environment(spec)["NEURON_HARNESS_DEVICE"] == "cpu"
 
 
 def test_whose_the_cores_are_is_read_off_the_running_containers(tmp_path: Path) -> None:
@@ -326,3 +333,26 @@ def test_a_bucket_that_is_not_there_is_told_with_the_rest(
         f"no image {GOOD[0]}"[:30],
         "there is no bucket another-bucket"[:30],
     ]
+
+
+def test_a_job_goes_on_while_s3_refuses_its_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service = Service(tmp_path, ObjectStore(tmp_path / "s3"), telemetry=None, account="0" * 12)  # type: ignore[arg-type]
+    service.jobs.add(
+        "us-west-2", "job", {"request": {"AlgorithmSpecification": {}}, "describe": {"CreationTime": 0.0}}
+    )
+    worker = JobWorker(service, "us-west-2", "job")
+    worker.followers = {}
+
+    class Runner:
+        tried = 0
+
+        def save_checkpoints(self, copy: bool) -> None:
+            self.tried += 1
+            raise Refused("the AWS credentials have expired")
+
+    runner = Runner()
+    for _ in range(2):
+        worker._synced -= 60
+        worker._tick(runner)  # type: ignore[arg-type]
+    assert runner.tried == 2
+    assert "checkpoints of job are not stored yet: the AWS credentials have expired" in capsys.readouterr().err

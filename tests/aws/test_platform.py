@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.errors import EndpointFailed, JobFailed, NotFound, Refused
+from harness.errors import EndpointFailed, Interrupted, JobFailed, NotFound, Refused
 from harness.local import control
 from harness.local.control import Server
 from harness.record import Record
-from harness.run import cleanup as ending
+from harness.run import cleanup as ending, steps
 from harness.sagemaker import jobs, resources
 from harness.sagemaker.client import RunClient
 from harness.spec.plan import EXPIRES_TAG, RUN_TAG, Deployment
@@ -162,6 +162,35 @@ def test_a_failed_endpoint_says_the_containers_reason_and_leaves_nothing(run: Ru
     with pytest.raises(EndpointFailed, match="is Failed") as error:
         run.deploy(wanted, lambda: None)
     assert "RuntimeError: no such model" in error.value.problems[0].why
+    for kind in resources.DELETION:
+        assert resources.named(run.aws, kind, run.record.id, "us-west-2") == []
+
+
+def test_an_endpoint_that_is_made_goes_on_at_aws_after_an_interruption_and_is_deleted_here(
+    run: RunClient, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Said:
+        def say(self, text: str) -> None: ...
+
+        def progress(self, label: str, done: int, total: int) -> None: ...
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted(2)
+
+    wanted = deployment(run, requests)
+    monkeypatch.setattr(run.hosting, "_wait_in_service", interrupt)
+    for local, left in ((False, 1), (True, 0)):
+        monkeypatch.setattr(run, "local", local)
+        with pytest.raises(Interrupted):
+            steps.deploy(run, wanted, Said())
+        for kind in resources.DELETION:
+            assert len(resources.named(run.aws, kind, run.record.id, "us-west-2")) == left
+
+
+def test_parts_of_an_endpoint_that_is_refused_are_deleted(run: RunClient, requests: Requests, server: Server) -> None:
+    fault(server, kind="quota", operation="CreateEndpoint", name=f"{run.record.id}*", times=1)
+    with pytest.raises(Refused, match="a quota"):
+        run.deploy(deployment(run, requests))
     for kind in resources.DELETION:
         assert resources.named(run.aws, kind, run.record.id, "us-west-2") == []
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.errors import Interrupted
+from harness.errors import Interrupted, Refused
 from harness.record import Record
 from harness.run import platforms, steps
 from harness.run.platforms import Target
@@ -45,6 +45,29 @@ def test_who_leaves_a_job_on_aws_is_told_that_it_is_billed(record: Record) -> No
         assert hint == f"follow it: harness train {record.id}; stop it: harness down {record.id}"
     record.write_json("job.json", {"name": record.id, "status": "Completed", "region": "eu-west-1"})
     assert interrupted(record) == ("interrupted; the model is trained", go_on)
+
+
+def refused(record: Record, *events: dict[str, str]) -> list[tuple[str, str]]:
+    """What follows a refusal that comes after these lines of the ledger, and the hints."""
+    run = Run(record, None, None)  # type: ignore[arg-type]
+    with pytest.raises(Refused) as error, steps.working_on(run.record, "deploy", Said()):
+        for event in events:
+            record.note(**{"kind": "endpoint", "name": f"{record.id}-tuned", "region": "eu-west-1", **event})
+        raise Refused("no")
+    return [(problem.what, problem.hint) for problem in error.value.problems[1:]]
+
+
+def test_who_is_refused_is_told_what_goes_on_and_of_nothing_that_was_not_made(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunClient, "settle", lambda self: None)  # asks AWS
+    for name, text in platforms.texts(Target("sagemaker", ON_AWS)).items():
+        record.write_text(name, text)
+    made = {"event": "created", "kind": "model"}
+    assert refused(record, {"event": "create", "kind": "model"}, made, {"event": "create"}) == []
+    what = f"endpoint {record.id}-tuned goes on in eu-west-1 and is billed"
+    assert refused(record, {"event": "created"}) == [(what, f"delete it: harness down {record.id}")]
+    assert refused(record, {"event": "deleted"}) == []
 
 
 def test_waits_for_capacity_are_drawn_at_random_below_limits_that_grow(

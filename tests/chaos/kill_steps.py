@@ -1,4 +1,4 @@
-"""The harness killed between every two steps of `run`.
+"""The harness killed between every two steps of `run` on this machine.
 
     python -m tests.chaos.kill_steps [FIRST [LAST [STRIDE]]]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chain.conftest import ROOT, in_train_environment, write_tiny_run
-from tests.chain.test_chain import left_over
+from tests.emulator.left_over import containers
 
 CHANGING = ("put_", "create_", "stop_", "delete_", "upload_", "complete_", "abort_", "copy")
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
@@ -85,10 +85,16 @@ def check_down(folder: Path, run_id: str) -> None:
     done = harness(folder, "down", run_id)
     if done.returncode or "Traceback" in done.stderr:
         raise Broken(f"down: {done.returncode}\n{done.stderr[-1500:]}")
-    if left := resources(folder) + left_over(folder):
-        raise Broken(f"after down there is {left}")
+    if found := left(folder):
+        raise Broken(f"after down there is {found}")
     if harness(folder, "down", run_id).stdout.strip() != "nothing to delete":
         raise Broken("a second down found something")
+
+
+def left(folder: Path) -> list[str]:
+    """Resources, containers, and a local SageMaker that a command has started and none has stopped."""
+    server = ["server"] if (folder / ".local" / "server.json").exists() else []
+    return resources(folder) + containers(folder / ".local") + server
 
 
 def check_again(folder: Path, run_id: str) -> None:
@@ -102,8 +108,8 @@ def check_again(folder: Path, run_id: str) -> None:
     )
     if list(jobs) != [run_id] or jobs[run_id] > 2:  # created, and adopted after a kill between call and note
         raise Broken(f"training was done again: {jobs}")
-    if left := resources(folder) + left_over(folder):
-        raise Broken(f"after the run there is {left}")
+    if found := left(folder):
+        raise Broken(f"after the run there is {found}")
 
 
 def moment(number: int, after: bool, then_down: bool, model: Path) -> str:

@@ -126,9 +126,9 @@ def test_a_what_if_that_is_none(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("bf16=maybe", "no true or false"),
+        ("bf16=maybe", "must be true or false"),
         ("tp_degree=0", "at least 1"),
-        ("train_instance=ml.trn9.large", "nothing that SageMaker can"),
+        ("train_instance=ml.trn9.large", "is not a SageMaker training instance type"),
         ("max_runtime_seconds=1", "greater than or equal to 60"),
     ],
 )

@@ -148,7 +148,7 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
         found = neuron._whole(original, weights)
         ids = torch.arange(8)[None]
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            found.save_pretrained(folder)  # as the export does; what is no weight is made again by loading
+            found.save_pretrained(folder)  # as the export does; what is not a weight is made again by loading
             loaded = LlamaForCausalLM.from_pretrained(folder)
             torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
         less = {k: v for k, v in weights.items() if k != "model.norm.weight"}

@@ -64,7 +64,7 @@ class LlamaForSampling:
         scaling = config.rope_scaling or {}
         if scaling.get("rope_type", scaling.get("type", "default")) not in ("default", "llama3"):
             raise ValueError(f"rope scaling {scaling}")
-        AMP[amp]  # KeyError for what is no amp
+        AMP[amp]  # KeyError for what is not an amp
         self.config, self.amp, self.tp_degree = config, amp, tp_degree
         self.neuron_config = neuron_config or NeuronConfig()
         self.token_buckets = sorted(n_positions) if isinstance(n_positions, list) else _doubling(n_positions)

@@ -76,7 +76,7 @@ class Faults:
         self._list: list[Fault] = []
 
     def add(self, raw: Any) -> Fault:
-        """Raises ApiError for what is no fault."""
+        """Raises ApiError for what is not a fault."""
         known = set(Fault.__dataclass_fields__)
         if not isinstance(raw, dict) or set(raw) - known or raw.get("kind") not in KINDS:
             raise invalid(

@@ -340,7 +340,7 @@ def _json(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ApiError("SerializationException", "the body is not JSON") from None
     if not isinstance(value, dict):
-        raise ApiError("SerializationException", "the body is no JSON object")
+        raise ApiError("SerializationException", "the body is not a JSON object")
     return value
 
 

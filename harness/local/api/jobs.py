@@ -44,6 +44,8 @@ def check_training_job(service: Service, request: dict[str, Any]) -> None:
     names = [channel["ChannelName"] for channel in channels]
     if len(set(names)) < len(names):
         raise invalid("Channel names must be unique within InputDataConfig.")
+    if odd := [name for name in names if not name.strip(".")]:
+        raise invalid(f"{odd[0]!r} is not a channel name: it would be a directory above the channels.")
     service.check_role(request["RoleArn"])
     for channel in channels:
         _check_channel(service, channel, request)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import threading
 import time
 import traceback
 from typing import Any
 
 from harness import executors
+from harness.errors import HarnessError
 from harness.files import LineFollower
 from harness.local.jobs.runner import JobEnvironment, TrainingJob, TrainingRunner, transitions
 from harness.local.moto_backends import TRAINING_GROUP, TRAINING_NAMESPACE, Metrics, events
@@ -152,7 +154,7 @@ class JobWorker:
     def _tick(self, runner: TrainingRunner) -> None:
         self._ship_logs()
         if time.monotonic() - self._synced > SYNC_EVERY:
-            runner.save_checkpoints(copy=True)
+            self._save_checkpoints(runner)
             self._synced = time.monotonic()
         due = self._kill_at is not None and self.metrics.step >= self._kill_at
         if due and runner.kill_largest():
@@ -160,6 +162,14 @@ class JobWorker:
         if self._spot_at is not None and self.metrics.step >= self._spot_at:
             self._spot_at = None
             self.request_stop("Interrupted")
+
+    def _save_checkpoints(self, runner: TrainingRunner) -> None:
+        """While the job runs. Where S3 refuses, the job goes on: it is tried again, at the latest at its end."""
+        try:
+            runner.save_checkpoints(copy=True)
+        except HarnessError as error:
+            sys.stderr.write(f"checkpoints of {self.name} are not stored yet: {error}\n")
+            sys.stderr.flush()
 
     def _ship_logs(self, last: bool = False) -> None:
         data = []

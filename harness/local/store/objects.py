@@ -18,9 +18,9 @@ class ObjectStore:
         self.root = root
 
     def path(self, uri: str) -> Path:
-        """The file or prefix directory of `uri`. Raises ValueError for what is no S3 URI or leaves the store."""
+        """The file or prefix directory of `uri`. Raises ValueError for what is not an S3 URI or leaves the store."""
         if not uri.startswith("s3://"):
-            raise ValueError(f"{uri!r} is no s3:// URI")
+            raise ValueError(f"{uri!r} is not an s3:// URI")
         parts = uri.removeprefix("s3://").strip("/").split("/")
         if any(p in ("", ".", "..") or "\0" in p for p in parts):
             raise ValueError(f"{uri!r} has an empty, '.' or '..' part")

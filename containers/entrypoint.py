@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from containers import contract, drain, secretsmanager
 from containers.artifact import ArtifactError, check_model_directory
 from containers.contract import ContractError, Paths, Resources
+from containers.hyperparameters import from_sdk
 from containers.supervise import Supervisor
 
 PROGRAM = Path(__file__).resolve().parent.parent  # holds containers/, train/ and serve/
@@ -44,7 +46,9 @@ def train(paths: Paths) -> int:
     supervisor = Supervisor(TRAIN_KILL_AFTER)
     try:
         job = contract.read_training_input(paths)
-        argv = contract.training_arguments(paths, job)
+        hyperparameters, notes = from_sdk(job.hyperparameters)
+        print("\n".join(f"entrypoint: {note}" for note in notes), end="\n" if notes else "", flush=True)
+        argv = contract.training_arguments(paths, replace(job, hyperparameters=hyperparameters))
         secrets = secretsmanager.fetch(os.environ)
         wait_for_hosts(job.resources, DNS_WAIT)
     except ContractError as error:
@@ -79,8 +83,12 @@ def training_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def wait_for_hosts(resources: Resources, wait: float) -> None:
-    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s."""
-    missing = [host for host in resources.ordered_hosts if host != resources.current_host]
+    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s.
+
+    The own one too, as SageMaker's toolkit does (entry_point.py): the first host opens its port at it. A host that is
+    alone needs no name.
+    """
+    missing = list(resources.ordered_hosts) if len(resources.hosts) > 1 else []
     deadline = time.monotonic() + wait
     while missing:
         missing = [host for host in missing if not _resolves(host)]

@@ -13,12 +13,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Runs in .venv-train: optimum-neuron 0.0.28's arguments import without Neuron hardware.
 LIST_TRAIN_OPTIONS = """
-import dataclasses, json, sys, warnings
+import dataclasses, enum, json, sys, typing, warnings
 warnings.simplefilter("ignore")
 from optimum.neuron import NeuronTrainingArguments
 from train.arguments import DataArguments, ModelArguments, RunArguments
+
+def choices(kind, metadata):
+    if metadata.get("choices"):
+        return [str(c) for c in metadata["choices"]]
+    for part in (kind, *typing.get_args(kind)):
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            return [str(member.value) for member in part]
+    return []
+
 out = {}
 for group in (ModelArguments, DataArguments, RunArguments, NeuronTrainingArguments):
+    kinds = typing.get_type_hints(group)
     for f in dataclasses.fields(group):
         if not f.init:
             continue
@@ -26,22 +36,57 @@ for group in (ModelArguments, DataArguments, RunArguments, NeuronTrainingArgumen
         kind = str(f.type) if kind in ("Optional", "Union") else kind
         default = f.default if f.default is not dataclasses.MISSING else None
         out[f.name] = {"type": kind.replace("typing.", ""), "default": str(getattr(default, "value", default))}
+        if found := choices(kinds[f.name], f.metadata):
+            out[f.name]["choices"] = found
 json.dump(dict(sorted(out.items())), sys.stdout, indent=1)
 """
 
+# What transformers 4.48.1 understands of a model's directory, for containers/model_dir.py.
+LIST_KNOWN_MODELS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import transformers
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+slow_and_fast = {n for pair in TOKENIZER_MAPPING_NAMES.values() for n in pair if n}
+classes = {"PreTrainedTokenizerFast", *slow_and_fast}
+classes |= {n.removesuffix("Fast") for n in classes}
+json.dump(
+    {
+        "transformers": transformers.__version__,
+        "model_types": sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        "rope_types": sorted({*ROPE_INIT_FUNCTIONS, "su", "mrope"}),
+        "tokenizer_classes": sorted(classes),
+    },
+    sys.stdout,
+    indent=1,
+)
+"""
 
-def train_options() -> str:
-    """train/options/sdk2.20.json: every flag that the trainer of this stack takes."""
+
+def _in_train_environment(program: str) -> str:
     done = subprocess.run(
-        [ROOT / ".venv-train" / "bin" / "python", "-c", LIST_TRAIN_OPTIONS],
+        [ROOT / ".venv-train" / "bin" / "python", "-c", program],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        sys.exit(f"generated: the training environment cannot list its flags:\n{done.stderr[-2000:]}")
+        sys.exit(f"generated: the training environment cannot list what it has:\n{done.stderr[-2000:]}")
     return done.stdout + "\n"
+
+
+def train_options() -> str:
+    """train/options/sdk2.20.json: every flag that the trainer of this stack takes."""
+    return _in_train_environment(LIST_TRAIN_OPTIONS)
+
+
+def known_models() -> str:
+    """train/options/sdk2.20-models.json: which models this stack's transformers understands."""
+    return _in_train_environment(LIST_KNOWN_MODELS)
 
 
 def transcripts() -> str:
@@ -159,6 +204,7 @@ def rules() -> str:
 
 
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
+FILES["train/options/sdk2.20-models.json"] = known_models
 FILES["docs/reference/sagemaker-operations.md"] = operations
 FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/breaks.md"] = breaks

@@ -14,48 +14,49 @@ from pathlib import Path
 
 from containers.artifact import Manifest, sha256_of
 from train import failure
-from train.arguments import DataArguments, ModelArguments, RunArguments
-from train.data import DataError, Rows, build_rows, read_examples
-from train.launch import start_workers
+from train.arguments import ArgumentError, DataArguments, ModelArguments, RunArguments, parse
+from train.channels import check_model, check_rows, data_files, load_rows, load_tokenizer
+from train.data import DataError
+from train.launch import device_of, start_workers
 
 
 def main(argv: list[str]) -> int:
     # -- arguments ---------------------------------------------------------------------------------------------
     from transformers import (
-        AutoTokenizer,
-        HfArgumentParser,
         default_data_collator,
         set_seed,
     )
 
-    from train import checkpoint, signature
+    from train import checkpoint, endings, signature
     from train.devices import load
     from train.export import export, versions
     from train.metrics import MetricsCallback
 
-    device_name = argv[argv.index("--device") + 1] if "--device" in argv else RunArguments.device
+    device_name = device_of(argv)
     device = load(device_name)
-    parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments, device.ARGUMENTS))
-    model_args, data_args, run_args, training_args = parser.parse_args_into_dataclasses(argv)
+    groups = (ModelArguments, DataArguments, RunArguments, device.ARGUMENTS)
+    model_args, data_args, run_args, training_args = parse(argv, groups)
     training_args, reason = device.adapt(training_args)
     print(f"device {device_name}: {reason}", flush=True)
     set_seed(training_args.seed)
 
     # -- data --------------------------------------------------------------------------------------------------
+    check_model(model_args.model_name_or_path, model_args.allow_missing_weights)
     hub = {"revision": model_args.model_revision, "token": model_args.token}
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **hub)
-    train_rows = _rows("train", data_args, tokenizer)
-    eval_rows = _rows("validation", data_args, tokenizer)
-    if train_rows is None:
-        raise DataError("no training data: give a train channel, train_file or dataset_name")
+    tokenizer = load_tokenizer(model_args.model_name_or_path, data_args.chat_template, **hub)
+    data = load_rows(data_args, tokenizer, hub_token=model_args.token)
+    print("\n".join(data.lines), flush=True)
+    train_rows, eval_rows = data.train, data.validation
 
     # -- model -------------------------------------------------------------------------------------------------
     model = device.load_model(model_args.model_name_or_path, training_args, **hub)
     model.config.use_cache = False
+    for note in endings.prepare(model, tokenizer, data.ends):
+        print(f"generation: {note}", flush=True)
+    check_rows(data, model.config)
 
     # -- train -------------------------------------------------------------------------------------------------
-    data_sha256 = sha256_of(*(Path(f) for f in (data_args.train_file, data_args.validation_file) if f))
-    run = checkpoint.fingerprint(training_args, data_sha256, data_args.block_size, model.config.to_dict())
+    run = checkpoint.fingerprint(training_args, train_rows.digest(), data_args.block_size, model.config.to_dict())
     resume_from, notes = checkpoint.latest(Path(training_args.output_dir), run)
     for note in notes:
         print(f"checkpoint: {note}", flush=True)
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> int:
         base_model=run_args.base_model or model_args.model_name_or_path,
         device=device_name,
         dtype="bf16" if training_args.bf16 else "fp32",
-        data_sha256=data_sha256,
+        data_sha256=sha256_of(*data_files(data_args)),
         versions=versions(),
         metrics={key: round(value, 6) for key, value in final.items()},
     )
@@ -113,46 +114,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _rows(channel: str, args: DataArguments, tokenizer: object) -> Rows | None:
-    """The rows of one channel, with a line that says what became of the data; None where there is none."""
-    file = args.train_file if channel == "train" else args.validation_file
-    limit = args.max_train_samples if channel == "train" else args.max_eval_samples
-    if file is not None:
-        examples = read_examples(Path(file), limit)
-    elif args.dataset_name is not None and channel == "train":
-        examples = _from_hub(args, limit)
-    else:
-        return None
-    rows = build_rows(examples, tokenizer, args.block_size)
-    filled = rows.tokens / rows.input_ids.size
-    print(
-        f"{channel}: {len(rows)} rows of {args.block_size} tokens, {filled:.0%} of them not padding, "
-        f"{rows.dropped} of {len(examples)} examples too long and left out",
-        flush=True,
-    )
-    return rows
-
-
-def _from_hub(args: DataArguments, limit: int | None) -> list[dict[str, str]]:
-    """The train split of a hub data set, in one of the two formats of train/data.py."""
-    from datasets import load_dataset
-
-    data = load_dataset(args.dataset_name, args.dataset_config_name, split="train")
-    if limit is not None:
-        data = data.select(range(min(limit, len(data))))
-    names = data.column_names
-    keys = ("prompt", "completion") if {"prompt", "completion"} <= set(names) else ("text",)
-    if keys == ("text",) and "text" not in names:
-        raise DataError(f"{args.dataset_name}: needs the columns prompt and completion, or text; it has {names}")
-    return [{k: str(row[k]) for k in keys} for row in data]
-
-
 def guarded(argv: list[str]) -> int:
     """`main`; what is wrong with data or checkpoints is one line, and any failure of a worker leaves its reason."""
     try:
         return main(argv)
     except Exception as error:
-        expected = isinstance(error, DataError) or type(error).__name__ == "CheckpointError"
+        expected = isinstance(error, (ArgumentError, DataError)) or type(error).__name__ == "CheckpointError"
         failure.leave(error, 3 if expected else 1)
         if not expected:
             raise

@@ -13,7 +13,7 @@ import typer
 
 from harness import interrupts
 from harness.cli import account, cleanup, endpoints, images, local, output, rules, runs, verify
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Interrupted
 from harness.paths import runs_dir
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ def main() -> None:
     interrupts.install()
     try:
         app(prog_name="harness")
-    except HarnessError as error:
+    except (HarnessError, Interrupted) as error:
         interrupts.ignore_signals()
         output.problems(error.problems)
         sys.exit(error.exit_code)

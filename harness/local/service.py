@@ -74,6 +74,13 @@ class Service:
                 "'sagemaker.amazonaws.com' to assume the role."
             )
 
+    def check_bucket(self, uri: str, region: str) -> None:
+        """SageMaker reads from and writes to buckets of its own region only. Raises ApiError."""
+        bucket = uri.removeprefix("s3://").partition("/")[0]
+        where = self.store.region_of(bucket)
+        if where not in ("", region):
+            raise invalid(f"The bucket {bucket} is in region {where}; it must be in {region}, as the request is.")
+
     def work(self, kind: str, region: str, name: str, worker: Any) -> None:
         """Run `worker.run()` in a thread of its own, and remember the worker while it runs."""
         key = (kind, region, name)

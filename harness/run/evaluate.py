@@ -5,7 +5,6 @@ Pure functions over answers; who asked is not their business.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from containers.rows import Bad, Reading, RowsError, read
 from harness.errors import InvalidInput
 
 # Enough tokens for the longest label and a little chatter before it; more would only cost time.
@@ -44,16 +44,18 @@ class Score:
         return self.unparsable / len(self.right)
 
 
-def read_rows(path: Path) -> list[HeldOut]:
+def read_rows(path: Path, reading: Reading | None = None) -> list[HeldOut]:
     """The test channel. Raises InvalidInput naming file, line and reason."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            raw = json.loads(line)
-            rows.append(HeldOut(raw["prompt"], raw["completion"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{path} line {number}: needs prompt and completion", str(error)) from None
-    return rows
+    held_out = []
+    try:
+        for row in read(path, reading):
+            if isinstance(row, Bad) or "completion" not in row.values:
+                why = row.what if isinstance(row, Bad) else f"it has {', '.join(row.values)}"
+                raise InvalidInput(f"{path} {row.where}: needs prompt and completion", why)
+            held_out.append(HeldOut(row.values["prompt"], row.values["completion"]))
+    except RowsError as error:
+        raise InvalidInput(str(error), hint=error.hint) from None
+    return held_out
 
 
 def parse_answer(text: str, labels: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from containers import rows
 from harness import assets
 from harness.assets import datasets, models
 from harness.errors import MissingPrerequisite, Problem
@@ -54,7 +55,27 @@ def channels(run: RunFile, record: Record, say: Say) -> dict[str, Path]:
         if all(path.exists() for path in made.values()):
             return made
         assert run.data.examples and run.data.prompt and run.data.labels  # the plan has checked
-        rows = datasets.examples(assets.DATA_SETS[run.data.id], CACHE, say)
-        split = datasets.split(rows, run.data.examples.model_dump(), run.data.seed)
+        found = datasets.examples(assets.DATA_SETS[run.data.id], CACHE, say)
+        split = datasets.split(found, run.data.examples.model_dump(), run.data.seed)
         return datasets.write_channels(split, run.data.prompt, run.data.labels, folder)
-    return {k: Path(v) for k in datasets.CHANNELS if (v := getattr(run.data, k)) is not None}
+    given = {k: v for k in datasets.CHANNELS if (v := getattr(run.data, k)) is not None}
+    listed = {k: [v] if isinstance(v, str) else v for k, v in given.items()}
+    return {k: _one(v, folder / k) for k, v in listed.items() if not v[0].startswith("s3://")}
+
+
+def _one(sources: list[str], folder: Path) -> Path:
+    """One file as it is; several, a directory's and compressed ones as a directory of links and unpacked copies."""
+    found = rows.files([Path(source) for source in sources])
+    if len(found) == 1 and not rows.is_compressed(found[0]):
+        return found[0]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number, path in enumerate(found):
+        name = path.stem if rows.is_compressed(path) else path.name
+        target = folder / f"{number:05d}-{name}"
+        if rows.is_compressed(path):
+            with rows.opened(path) as packed, target.open("wb") as plain:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+        else:
+            target.symlink_to(path.resolve())
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from containers import rows as data
 from containers.artifact import ArtifactError, read_manifest
 from harness import record as records
 from harness.errors import HarnessError, Interrupted, InvalidInput, Problem, Refused
@@ -195,12 +195,12 @@ def _say_estimate(file: Path | None, run: RunFile, reporter: Reporter) -> None:
     """Of the one model whose speed here was measured; of another nothing is known before it is read."""
     if file is None or run.model.id != cpu.MEASURED:
         return
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    characters = sum(len(str(text)) for row in rows for text in row.values())
+    found = [row.values for row in data.read(file) if isinstance(row, data.Row)]
+    characters = sum(len(str(text)) for values in found for text in values.values())
     steps = run.train.get("max_steps", -1)
     if isinstance(steps, int) and steps > 0:
         each = int(run.train.get("per_device_train_batch_size", 8))
-        seen = steps * each * int(run.train.get("gradient_accumulation_steps", 1)) / max(len(rows), 1)
+        seen = steps * each * int(run.train.get("gradient_accumulation_steps", 1)) / max(len(found), 1)
     else:
         seen = float(run.train.get("num_train_epochs", 3.0))
     reporter.say(cpu.training(characters * seen).text)
@@ -246,7 +246,8 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
     `keep` leaves the tuned model's endpoint running.
     """
     assert run.file.data.labels is not None
-    rows = evaluate.read_rows(inputs.channels(run.file, run.record, reporter.say)["test"])
+    reading = data.Reading(run.file.data.columns or {}, run.file.data.format)
+    rows = evaluate.read_rows(inputs.channels(run.file, run.record, reporter.say)["test"], reading)
     labels = evaluate.labels_of(run.file.data.labels)
     scores: dict[str, Score] = {}
     for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
-from containers import rows
-from containers.artifact import ArtifactError, check_model_directory
-from containers.contract import RESERVED_ARGUMENTS, is_credential
+from containers import hyperparameters, model_dir, rows
+from containers.contract import RESERVED_ARGUMENTS
+from containers.model_dir import Finding
 from harness import assets
 from harness.errors import InvalidInput, Problem, did_you_mean
 from harness.spec import runfile, service_model
 from harness.spec.runfile import RunFile, Scalar
-from harness.spec.stacks import Stack, train_options
+from harness.spec.stacks import Stack, known_models, train_options
 from serve import options as serve_options
 
 # Set by the plan from [model] and [data], so a run file must not say them a second time.
@@ -24,6 +24,9 @@ PLANNED = (
     "train_file",
     "validation_file",
     "dataset_name",
+    "data_format",
+    "data_columns",
+    "validation_split_seed",
     "stack",
     "base_model",
 )
@@ -46,7 +49,8 @@ def load(path: Path, stack: Stack, measured: bool = False) -> RunFile:
 
 def all_of(run: RunFile, stack: Stack) -> list[Problem]:
     """What is wrong with `run`; empty where nothing is."""
-    return check_train(run, stack) + check_serve(run) + check_instances(run) + check_sources(run) + check_files(run)
+    found = check_train(run, stack) + check_serve(run) + check_instances(run)
+    return found + check_sources(run, stack) + check_files(run)
 
 
 def check_measurable(run: RunFile) -> list[Problem]:
@@ -65,53 +69,94 @@ def check_files(run: RunFile) -> list[Problem]:
     """Every row of the data files: file, line, reason."""
     problems = []
     for name in ("train", "validation", "test"):
-        path = Path(getattr(run.data, name) or "")
-        if path.is_file():
-            found = list(_file_problems(path, name, run.data.labels))
-            problems += found[:SHOWN_PER_FILE]
-            if len(found) > SHOWN_PER_FILE:
-                problems.append(Problem(f"{path}: {len(found) - SHOWN_PER_FILE} more lines like these"))
+        sources = [Path(source) for source in _sources(run, name) if not source.startswith("s3://")]
+        found: dict[Path, list[Problem]] = {}
+        reading = rows.Reading(run.data.columns or {}, run.data.format)
+        for path, problem in _row_problems(sources, name, run, reading):
+            found.setdefault(path, []).append(problem)
+        for path, of_file in found.items():
+            problems += of_file[:SHOWN_PER_FILE]
+            if len(of_file) > SHOWN_PER_FILE:
+                problems.append(Problem(f"{path}: {len(of_file) - SHOWN_PER_FILE} more lines like these"))
+        if reading.format in ("messages", "sharegpt") and not _has_template(run):
+            hint = 'set data.chat_template, for example "chatml"'
+            problems.append(Problem(f"data.{name} holds chats, and the model has no chat template", hint=hint))
     return problems
 
 
-def _file_problems(path: Path, channel: str, labels: dict[str, str] | None) -> Iterator[Problem]:
-    words = {word.strip() for word in (labels or {}).values()}
-    count = 0
-    for number, row in rows.read(path):
-        count += 1
-        if isinstance(row, str):
-            yield Problem(f"{path} line {number}: {row}")
-        elif channel == "test" and "completion" not in row:
-            yield Problem(f"{path} line {number}: the test channel needs prompt and completion")
-        elif channel == "test" and words and row["completion"].strip() not in words:
-            told = ", ".join(sorted(words))
-            yield Problem(
-                f"{path} line {number}: completion {row['completion'][:40]!r} is none of the labels ({told})"
-            )
-    if count == 0:
-        yield Problem(f"{path}: no rows", hint="one JSON object per line")
+def _has_template(run: RunFile) -> bool:
+    """Of a hub id nothing is known here; the job says it."""
+    given = run.data.chat_template or run.train.get("chat_template")
+    return bool(given) or not run.model.is_directory or model_dir.has_chat_template(Path(run.model.id))
+
+
+def _sources(run: RunFile, channel: str) -> list[str]:
+    """What a channel's data is given as: files, directories, prefixes in S3."""
+    given = getattr(run.data, channel)
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def _row_problems(
+    sources: list[Path], channel: str, run: RunFile, reading: rows.Reading
+) -> Iterator[tuple[Path, Problem]]:
+    words = {word.strip() for word in (run.data.labels or {}).values()}
+    try:
+        for row in rows.read(sources, reading):
+            where = f"{row.file} {row.where}".rstrip()
+            if isinstance(row, rows.Bad):
+                yield row.file, Problem(f"{where}: {row.what}", hint=row.hint)
+            elif channel == "test" and "completion" not in row.values:
+                yield row.file, Problem(f"{where}: the test channel needs prompt and completion")
+            elif channel == "test" and words and row.values["completion"].strip() not in words:
+                told = ", ".join(sorted(words))
+                said = row.values["completion"][:40]
+                yield row.file, Problem(f"{where}: completion {said!r} is none of the labels ({told})")
+    except rows.RowsError as error:
+        yield Path(), Problem(f"data.{channel} = {error}", hint=error.hint)
 
 
 def check_train(run: RunFile, stack: Stack) -> list[Problem]:
     """Unknown flags, flags that belong to the plan, and values of the wrong type."""
     known = train_options(stack.name)
+    problems = [_train_problem(finding) for finding in hyperparameters.secrets(run.train)]
+    secret = {problem.what.removeprefix("train.").partition(" ")[0] for problem in problems}
     settable = [name for name in known if name not in (*RESERVED_ARGUMENTS, *PLANNED)]
-    problems = []
+    right = {}
     for name, value in run.train.items():
-        if is_credential(name):
-            why = "it would stand in the request, the record and the job's log"
-            hint = "revoke it; put the ARN of a secret under [secrets] in the profile, as HF_TOKEN (docs/aws.md)"
-            problems.append(Problem(f"train.{name} is a credential", why, hint))
-        elif name in RESERVED_ARGUMENTS:
+        if name in secret:
+            continue
+        if name in RESERVED_ARGUMENTS:
             problems.append(Problem(f"train.{name} is set by the container", hint="remove it"))
         elif name in PLANNED:
             problems.append(Problem(f"train.{name} comes from [model] and [data]", hint="remove it"))
         elif name not in known:
-            hint = did_you_mean(name, settable)
-            problems.append(Problem(f"train.{name} is not a flag of run_clm in stack {stack.name}", hint=hint))
+            problems.append(_train_problem(hyperparameters.unknown(name, settable)))
+        elif name in DATA and getattr(run.data, name) is not None:
+            problems.append(Problem(f"train.{name} is in [data], too", hint="remove one of them"))
         elif not _fits(known[name]["type"], value):
             problems.append(Problem(f"train.{name} = {value!r}: must be {_plain(known[name]['type'])}"))
-    return problems + _contradictions(run)
+        else:
+            right[name] = value
+    found = hyperparameters.check(right, known, _has_validation(run))
+    return problems + [_train_problem(finding) for finding in found] + _contradictions(run)
+
+
+# Flags of the trainer that [data] has as well.
+DATA = ("train_on", "too_long", "chat_template", "validation_split_percentage")
+
+
+def _train_problem(finding: Finding) -> Problem:
+    return Problem(f"train.{finding.what}", finding.why, finding.hint)
+
+
+def _has_validation(run: RunFile) -> bool | None:
+    """Whether there is data for an evaluation; a hub data set may have a split for it."""
+    given = (
+        run.data.validation or run.data.validation_split_percentage or run.train.get("validation_split_percentage")
+    )
+    if given or run.data.id in assets.DATA_SETS:
+        return True
+    return None if run.data.id is not None else False
 
 
 def _fits(kind: str, value: Scalar) -> bool:
@@ -145,8 +190,6 @@ def _contradictions(run: RunFile) -> list[Problem]:
                 "raise serve.n_positions or lower train.block_size",
             )
         )
-    if run.train.get("bf16") is True and run.train.get("fp16") is True:
-        problems.append(Problem("train.bf16 and train.fp16 exclude each other", hint="keep bf16 on Trainium"))
     if run.train.get("load_best_model_at_end") is True and run.train.get("save_strategy", "no") == "no":
         problems.append(Problem("train.load_best_model_at_end needs train.save_strategy"))
     return problems
@@ -187,12 +230,17 @@ def check_instances(run: RunFile) -> list[Problem]:
     return problems
 
 
-def check_sources(run: RunFile) -> list[Problem]:
+def check_sources(run: RunFile, stack: Stack) -> list[Problem]:
     """An id is an asset or has the form of a hub id."""
     problems: list[Problem] = []
     sources = [("data.id", run.data.id, list(assets.DATA_SETS))]
     if run.model.is_directory:
-        problems += _model_problems(Path(run.model.id))
+        folder = Path(run.model.id)
+        problems += [
+            Problem(f"model.id: {found.what}", found.why, found.hint)
+            for found in model_dir.check(folder, known_models(stack.name))
+        ]
+        problems += [_train_problem(found) for found in model_dir.fits(folder, run.train)]
     else:
         sources.insert(0, ("model.id", run.model.id, list(assets.MODELS)))
     for key, value, known in sources:
@@ -207,16 +255,4 @@ def check_sources(run: RunFile) -> list[Problem]:
             problems.append(Problem(f"data.labels must name the classes {', '.join(wanted.classes)}"))
         if run.data.prompt is not None and run.data.prompt.count("{text}") != 1:
             problems.append(Problem("data.prompt must contain {text} once, where the example goes"))
-    return problems + [
-        Problem(f"data.{name} = {path}: no such file")
-        for name in ("train", "validation", "test")
-        if (path := getattr(run.data, name)) is not None and not Path(path).is_file()
-    ]
-
-
-def _model_problems(folder: Path) -> list[Problem]:
-    try:
-        check_model_directory(folder)
-    except ArtifactError as error:
-        return [Problem(f"model.id: {error}")]
-    return []
+    return problems

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from containers import contract
 from containers.contract import ContractError
 from harness import assets
 from harness.errors import InvalidInput, Problem
-from harness.spec import service_model
+from harness.spec import endpoint_times, service_model
 from harness.spec.profile import Profile
 from harness.spec.runfile import Compute, RunFile
 from harness.spec.stacks import Stack
@@ -224,10 +225,12 @@ def _channels(run: RunFile, profile: Profile, run_id: str) -> dict[str, str]:
     channels = {}
     if _comes_as_channel(run):
         channels["model"] = model_prefix(run, profile, run_id)
-    if run.data.id in assets.DATA_SETS or run.data.train is not None:
-        channels["train"] = f"{root}/channels/train/"
-        if run.data.id in assets.DATA_SETS or run.data.validation is not None:
-            channels["validation"] = f"{root}/channels/validation/"
+    for name in ("train", "validation"):
+        given = getattr(run.data, name)
+        if isinstance(given, str) and given.startswith("s3://"):
+            channels[name] = given
+        elif run.data.id in assets.DATA_SETS or given is not None:
+            channels[name] = f"{root}/channels/{name}/"
     return channels
 
 
@@ -255,7 +258,24 @@ def _hyperparameters(run: RunFile, stack: Stack, derived: list[Derived]) -> dict
         values["model_name_or_path"], values["model_revision"] = run.model.id, run.model.revision
     if run.data.id is not None and run.data.id not in assets.DATA_SETS:
         values["dataset_name"] = run.data.id
-    return values
+    return {**values, **_data_arguments(run)}
+
+
+def _data_arguments(run: RunFile) -> dict[str, bool | int | float | str]:
+    """[data]'s options by the trainer's names; what the file does not say is the trainer's default."""
+    data = run.data
+    values: dict[str, bool | int | float | str | None] = {
+        "data_format": data.format,
+        "data_columns": json.dumps(data.columns) if data.columns else None,
+        "train_on": data.train_on,
+        "too_long": data.too_long,
+        "chat_template": data.chat_template,
+        "validation_split_percentage": data.validation_split_percentage,
+        "validation_split_seed": data.seed if data.validation_split_percentage else None,
+    }
+    if data.chat_template is not None and Path(data.chat_template).is_file():
+        values["chat_template"] = Path(data.chat_template).read_text(encoding="utf-8-sig")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options: ServeOptions) -> Deployment:
@@ -277,8 +297,7 @@ def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options
         "ModelName": name,
         "InstanceType": run.compute.serve_instance,
         "InitialInstanceCount": 1,
-        "ContainerStartupHealthCheckTimeoutInSeconds": run.compute.startup_seconds,
-        "ModelDataDownloadTimeoutInSeconds": run.compute.startup_seconds,
+        **endpoint_times.variant(run.compute.startup_seconds),
     }
     if run.compute.serve_instance.startswith(("ml.inf2", "ml.trn")):
         # SageMaker's default host has Neuron driver 2.10, too old for these images; this AMI has 2.19.
@@ -289,7 +308,10 @@ def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options
             "PrimaryContainer": {
                 "Image": {"placeholder": "serve_image"},
                 "ModelDataSource": {"S3DataSource": source},
-                "Environment": to_environment(options),
+                "Environment": {
+                    **to_environment(options),
+                    **endpoint_times.environment(run.compute.startup_seconds),
+                },
             },
             "ExecutionRoleArn": profile.role_arn,
             "EnableNetworkIsolation": True,

@@ -10,10 +10,11 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from containers.rows import format_problem
 from harness.errors import InvalidInput, NotFound, Problem, did_you_mean
 from harness.paths import PACKAGE
 
@@ -50,9 +51,9 @@ class Data(_Strict):
 
     id: str | None = None
     """An asset or a hub data set (owner/name); or else the files below."""
-    train: str | None = None
-    """A .jsonl file of {"prompt", "completion"} or {"text"} rows, relative to the run file."""
-    validation: str | None = None
+    train: str | list[str] | None = None
+    """Files or directories of rows (containers/rows.py), relative to the run file, or a prefix in S3."""
+    validation: str | list[str] | None = None
     """The same, for the evaluation loss."""
     test: str | None = None
     """The same, never trained on: asked through the endpoint and compared with its completions."""
@@ -63,7 +64,19 @@ class Data(_Strict):
     examples: Examples | None = None
     """Sizes of an asset's channels."""
     seed: int = 0
-    """Which examples an asset's channels get."""
+    """Which examples an asset's channels get, and which ones validation_split_percentage takes."""
+    format: Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text"] | None = None
+    """The rows' format; without it the first row tells."""
+    columns: dict[str, str] | None = None
+    """Columns by other names: { prompt = "question", completion = "answer" }."""
+    train_on: Literal["completions", "all"] | None = None
+    """What the loss is taken on; without it completions and turns of the assistant."""
+    too_long: Literal["drop", "truncate"] | None = None
+    """What becomes of examples longer than block_size; without it they are dropped, counted and printed."""
+    chat_template: str | None = None
+    """Instead of the model's own: chatml, or a file."""
+    validation_split_percentage: Annotated[int, Field(ge=1, le=50)] | None = None
+    """Take this part of the training data for validation, where there is none."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -71,6 +84,12 @@ class Data(_Strict):
             raise ValueError("give either id or train")
         if self.id is not None and (self.validation or self.test):
             raise ValueError("validation and test are files; they go with train, not with id")
+        if self.train == [] or self.validation == []:
+            raise ValueError("an empty list names no files")
+        if self.validation is not None and self.validation_split_percentage is not None:
+            raise ValueError("give either validation or validation_split_percentage")
+        if problem := format_problem(self.format, self.columns or {}):
+            raise ValueError(problem)
         if self.labels is not None and len(set(self.labels.values())) < 2:
             raise ValueError("labels needs at least two different words")
         return self
@@ -111,7 +130,7 @@ def parse(path: Path) -> tuple[RunFile | None, list[Problem]]:
     further problems in the rest; it is None where too much is missing. Raises InvalidInput if it is not TOML.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{path}: not TOML", str(error), "see harness/runs/ for run files that work") from None
     except UnicodeDecodeError as error:
@@ -159,9 +178,22 @@ def _without(raw: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dic
     return out
 
 
+TEMPLATE_NAMES = ("chatml",)  # those of train/render.py; a test compares
+
+
+def _path(folder: Path, value: str) -> str:
+    return value if value.startswith("s3://") else str(folder / value)
+
+
 def _absolute(run: RunFile, folder: Path) -> RunFile:
     """Paths in a run file are relative to it; from here on they are absolute."""
-    files = {k: str(folder / v) for k in ("train", "validation", "test") if (v := getattr(run.data, k)) is not None}
+    files: dict[str, Any] = {}
+    for key in ("train", "validation", "test", "chat_template"):
+        value = getattr(run.data, key)
+        if isinstance(value, list):
+            files[key] = [_path(folder, v) for v in value]
+        elif value is not None and not (key == "chat_template" and value in TEMPLATE_NAMES):
+            files[key] = _path(folder, value)
     model = {"id": str((folder / run.model.id).resolve())} if run.model.is_directory else {}
     update = {"data": run.data.model_copy(update=files), "model": run.model.model_copy(update=model)}
     return run.model_copy(update=update)

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
+from containers.model_dir import Known
 from harness.errors import InvalidInput, did_you_mean
 from harness.paths import PRODUCT
 
@@ -40,8 +42,15 @@ def get(name: str) -> Stack:
 
 
 @lru_cache(maxsize=4)
-def train_options(stack: str) -> dict[str, dict[str, str]]:
-    """Valid training flags of a stack: name -> {"type", "default"}; generated from the real packages."""
+def train_options(stack: str) -> dict[str, dict[str, Any]]:
+    """Valid training flags of a stack: name -> {"type", "default", "choices"}; generated from the real packages."""
     path = PRODUCT / "train" / "options" / f"{stack}.json"
-    options: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    options: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return options
+
+
+@lru_cache(maxsize=4)
+def known_models(stack: str) -> Known:
+    """Which models a stack's transformers understands; generated from the real package."""
+    path = PRODUCT / "train" / "options" / f"{stack}-models.json"
+    return Known.of(json.loads(path.read_text(encoding="utf-8")))

@@ -6,6 +6,7 @@ library takes what it is sent was recorded from its source: tests/tnx/table.json
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from containers.artifact import CompileKey, find_compiled, sha256_of
+from containers.artifact import ArtifactError, CompileKey, find_compiled, sha256_of
+from containers.families import serving_problems
 from serve import sampling
+from serve.compilers import to_device
 from serve.options import ServeOptions
 from serve.protocols.errors import RequestError
 from serve.protocols.lmi import Generation, Parameters
@@ -179,14 +182,16 @@ def load(model_dir: Path, options: ServeOptions) -> NeuronEngine:
         print(f"engine neuron: {model_dir} is not prepared; compiling, which takes minutes", flush=True)
     else:
         print(f"engine neuron: compiled graphs from {compiled}", flush=True)
-        model.load(str(compiled))  # before to_neuron, which compiles unless a directory is set
-    model.to_neuron()
+    to_device(model, compiled)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     return NeuronEngine(model, tokenizer, end_tokens(model_dir), options)
 
 
 def build(model_dir: Path, options: ServeOptions) -> Any:
     """The model with its shapes, weights not yet on the device. Safetensors (whole or sharded), split or pickled."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    if wrong := serving_problems(config, tp_degree=options.tp_degree, n_positions=options.n_positions):
+        raise ArtifactError("; ".join(wrong))
     move_cache(model_dir, os.environ)
     # Imported once the environment is right: the compiler's cache reads it.
     import transformers_neuronx as tnx  # type: ignore[import-not-found, unused-ignore]

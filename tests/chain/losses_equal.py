@@ -16,7 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from train.data import build_rows, read_examples
+from containers.rows import Reading
+from train.data import Options, from_files, prepare
 from train.devices.cpu import AnswerLossTrainer
 
 
@@ -29,7 +30,8 @@ class Plain(Trainer):
 def losses(kind: type, model_dir: str, data: str, grouped: bool) -> list[tuple[float, float]]:
     set_seed(3)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    rows = build_rows(read_examples(Path(data), None), tokenizer, 24)
+    reading = Reading()
+    rows = prepare(from_files([Path(data)], reading, None), None, tokenizer, Options(24), [reading, reading]).train
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,

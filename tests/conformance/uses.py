@@ -64,6 +64,9 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     "train/launch.py": {"arguments": (ARGUMENTS,)},
     "train/export.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.to(torch.bfloat16)": (MODEL,)},
     "train/data.py": {"tokenizer": (TOKENIZER,)},
+    "train/tokens.py": {"tokenizer": (TOKENIZER,)},
+    "train/channels.py": {"tokenizer": (TOKENIZER,)},
+    "train/endings.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.config": (CONFIG,)},
     "train/convert_gguf.py": {"reader": ("gguf.GGUFReader",), "tensor": ("gguf.ReaderTensor",)},
     "serve/engines/cpu.py": {
         "self.model": (MODEL,),

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from train import run_clm, signature
 from train.devices import neuron
+from train.packing import Rows
 
 
 class CountCompilations(TrainerCallback):
@@ -52,14 +53,15 @@ def break_on_purpose(mutant: str) -> None:  # noqa: C901 (a list)
 
         neuron.adapt = faster
     elif mutant == "mask":
-        build = run_clm.build_rows
+        row = Rows.__getitem__
 
-        def unmasked(*args: Any) -> Any:
-            rows = build(*args)
-            rows.labels[:] = np.where(rows.attention_mask == 1, rows.input_ids, rows.labels)
-            return rows
+        def unmasked(self: Any, index: int) -> Any:
+            made = row(self, index)
+            return {**made, "labels": np.where(made["attention_mask"] == 1, made["input_ids"], made["labels"])}
 
-        run_clm.build_rows = unmasked
+        Rows.__getitem__ = unmasked
+    elif mutant == "attention":  # packed rows with a causal mask only
+        neuron.packing.attention = lambda inputs, dtype: {k: v for k, v in inputs.items() if k != "segment_ids"}
     elif mutant == "accumulation":  # upstream's own way: sums over the batches of a step
         made = trainer.__init__
 

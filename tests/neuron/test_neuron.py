@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from train.launch import ONE_HOST
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = ROOT / ".venv-neuron" / "bin" / "python"
 pytestmark = [pytest.mark.neuron, pytest.mark.timeout(600)]
@@ -56,6 +58,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "save": ("save", SAVES),
     "resume": ("resume", SAVES),
     "bf16": ("none", {"bf16": "true"}),
+    "packed": ("none", {"packing": "true", **EVALUATES}),
+    "attention": ("attention", {"packing": "true"}),
     "refused": ("none", {"tensor_parallel_size": 2}),
     "asynchronous": ("none", {"async_save": "true"}),
     "rows": ("none", {"gradient_accumulation_steps": 17}),
@@ -270,6 +274,25 @@ def test_the_comparison_sees_an_evaluation_that_counts_filled_batches_whole(
     assert differences(cpu, run, "eval_loss") != []
 
 
+@pytest.fixture(scope="session")
+def packed_cpu(work: Path) -> Run:
+    words = arguments(work, work / "packed-cpu", "cpu", use_cpu="true", packing="true", **EVALUATES)
+    done = python("-m", "train.run_clm", *words, USE_TORCH_XLA="0")
+    return read(done.returncode, done.stdout, work / "packed-cpu").good()
+
+
+def test_packed_rows_give_the_cpu_devices_losses(forge: Forge, cpu: Run, packed_cpu: Run) -> None:
+    run = forge.result("packed").good()
+    assert "train: 32 packed rows of 24 tokens" in run.output
+    assert differences(packed_cpu, run) == []
+    assert differences(packed_cpu, run, "eval_loss") == []
+    assert run.of("loss")[1] != cpu.of("loss")[1], "other rows"
+
+
+def test_the_comparison_sees_examples_that_look_at_their_neighbours(forge: Forge, packed_cpu: Run) -> None:
+    assert differences(packed_cpu, forge.result("attention").good()) != []
+
+
 # -- compilations
 
 
@@ -341,7 +364,7 @@ def test_it_resumes_where_it_stopped_when_started_as_the_container_does(work: Pa
     shutil.copytree(saved, folder / "checkpoints" / "checkpoint-12")
     done = with_shim("-m", "train.run_clm", *arguments(work, folder, "neuron", **SAVES), folder=folder)
     run = read(done.returncode, done.stdout, folder).good()
-    assert "train.workers --nproc_per_node=1 --standalone -m train.run_clm" in run.output
+    assert f"train.workers --nproc_per_node=1 {' '.join(ONE_HOST)} -m train.run_clm" in run.output
     assert "resuming from checkpoint-12" in run.output
     assert "step=12/" not in run.output
     assert "step=13/" in run.output
@@ -381,7 +404,9 @@ def test_a_layout_that_does_not_fit_is_refused_before_anything_is_built(forge: F
 def test_a_save_that_goes_on_training_is_refused(forge: Forge) -> None:
     run = forge.result("asynchronous")
     assert run.code != 0
-    assert "SignatureError: async_save goes on training before a checkpoint's files are written" in run.output
+    assert (
+        "async_save has no effect here or cannot work: it goes on training before a checkpoint's files" in run.output
+    )
     assert run.of("loss") == {}
 
 

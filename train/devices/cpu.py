@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from train import packing
 from train.data import IGNORED
 from train.devices.ignored import HELP, NeuronFlags, given
 
@@ -104,7 +105,7 @@ class AnswerLossTrainer(Trainer):
     def _get_train_sampler(self) -> Any:
         """An order that depends on seed and epoch alone, so that a resumed run goes on with the same rows."""
         rows = self.train_dataset
-        lengths = rows.attention_mask.sum(axis=1).tolist() if self.args.group_by_length else None
+        lengths = rows.lengths.tolist() if self.args.group_by_length else None
         return EpochSampler(len(rows), lengths, self.args.train_batch_size, self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -120,8 +121,8 @@ class AnswerLossTrainer(Trainer):
     ) -> Any:
         width = int(inputs["attention_mask"].sum(dim=1).max())
         labels = inputs["labels"][:, 1:width]
-        mask = inputs["attention_mask"][:, :width]
-        hidden = model.get_decoder()(input_ids=inputs["input_ids"][:, :width], attention_mask=mask)[0][:, :-1]
+        rest = {k: v[:, :width] for k, v in inputs.items() if k != "labels"}
+        hidden = model.get_decoder()(**packing.attention(rest, model.dtype))[0][:, :-1]
         wanted = labels != IGNORED
         logits = model.get_output_embeddings()(hidden[wanted]).float()
         reduction = "mean" if num_items_in_batch is None else "sum"

@@ -27,6 +27,8 @@ DEVICE_ENV = "NEURON_HARNESS_DEVICE"
 # Set by SageMaker for multi-container endpoints [infer]; the executors use it to serve on a free port.
 PORT_ENV = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
+# Serve on 127.0.0.1 only: set by the executor that runs containers as processes, on a machine with other users.
+LOOPBACK_ENV = "NEURON_HARNESS_LOOPBACK"
 DEFAULT_CHECKPOINTS = "/opt/ml/checkpoints"  # CheckpointConfig.LocalPath [api]
 
 # Limits [api]. Lengths are in characters.
@@ -43,6 +45,11 @@ PING_TIMEOUT = 2  # a longer answer counts as a failed health check [infer]
 STARTUP_WINDOW = 8 * 60  # consistent 200s by then, unless the variant says otherwise [infer]
 INVOCATION_TIMEOUT = 60  # a regular answer [infer]
 STREAM_TIMEOUT = 8 * 60  # a whole stream [infer]
+MAX_STARTUP_WINDOW = 3600  # ContainerStartupHealthCheckTimeoutInSeconds [api]
+
+# Ours, below SageMaker's, so that a client gets what there is of its answer instead of an error.
+ANSWER_DEADLINE = 55  # INVOCATION_TIMEOUT less the time that a 25 MB body takes on its way
+STREAM_DEADLINE = 450  # STREAM_TIMEOUT less half a minute for a reader who is behind
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM: stopped before the end, with a checkpoint
 EXIT_INTERRUPTED = 130

@@ -25,7 +25,7 @@ from containers.artifact import (
 )
 from containers.contract import Paths
 from serve.compilers import to_device
-from serve.options import OptionError, ServeOptions, from_properties
+from serve.options import PREFIX, OptionError, ServeOptions, check_environment, from_properties
 
 
 def prepare(model_dir: Path, output_dir: Path, options: ServeOptions) -> Path:
@@ -59,8 +59,8 @@ def prepare(model_dir: Path, output_dir: Path, options: ServeOptions) -> Path:
 
 def options_from(environ: Mapping[str, str]) -> ServeOptions:
     """The options of an endpoint's environment, as DJL hands them to the handler."""
-    prefix = "OPTION_"
-    return from_properties({k[len(prefix) :].lower(): v for k, v in environ.items() if k.startswith(prefix)})
+    check_environment(environ)
+    return from_properties({k[len(PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(PREFIX)})
 
 
 def main(argv: list[str]) -> int:

@@ -203,6 +203,17 @@ def rules() -> str:
     return "\n".join(lines) + "\n"
 
 
+def openapi() -> str:
+    """harness/openapi.json: what endpoints and the proxy take, as the models that check it say."""
+    import json
+    import tomllib
+
+    from serve.protocols.openapi import document
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return json.dumps(document(version), indent=1, sort_keys=True) + "\n"
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["train/options/sdk2.20-models.json"] = known_models
 FILES["docs/reference/sagemaker-operations.md"] = operations
@@ -215,6 +226,7 @@ FILES["docs/limits.md"] = limits_page
 FILES["docs/reference/fit.md"] = fit
 FILES["docs/reference/lint-survey.md"] = survey
 FILES["docs/reference/rules.md"] = rules
+FILES["harness/openapi.json"] = openapi
 
 
 def main() -> int:

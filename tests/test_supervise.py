@@ -107,13 +107,15 @@ import sys, os, time, signal
 sys.path.insert(0, {root!r})
 from containers import drain
 signal.signal(signal.SIGTERM, lambda *_: (print("server ends", flush=True), os._exit(143)))
-with drain.in_progress():
-    print("working", flush=True)
-    while not drain.stopping():
-        time.sleep(0.02)
-    print("refuses new requests", flush=True)
-    time.sleep(0.7)
-    print("answered", flush=True)
+held = drain.InProgress()
+held.hold()
+print("working", flush=True)
+while not drain.stopping():
+    time.sleep(0.02)
+print("refuses new requests", flush=True)
+time.sleep(0.7)
+print("answered", flush=True)
+held.let_go()
 time.sleep(60)
 """
 

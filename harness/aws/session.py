@@ -48,7 +48,8 @@ class Aws:
 
         profile, local = self.profile, self._is_local(service)
         config = Config(
-            retries={"mode": "standard", "max_attempts": 2 if local else 8},
+            # A second try of an invocation generates a second time, and waits as long again.
+            retries={"mode": "standard", "max_attempts": 2 if local or service == "sagemaker-runtime" else 8},
             connect_timeout=5,
             read_timeout=READ_TIMEOUT.get(service, 60),
             max_pool_connections=20,

@@ -80,6 +80,37 @@ def invoke(
             output.out(encoder.dumps(row, ensure_ascii=False) if json else said)
 
 
+def proxy(
+    endpoint: Annotated[str, typer.Argument(help="An endpoint's name, such as `harness ps` shows.")],
+    platform: Annotated[str, typer.Option(help="Where it is: local, ec2 or sagemaker.")] = "local",
+    region: Annotated[str, typer.Option(help="Instead of the profile's.")] = "",
+    port: Annotated[int | None, typer.Option(min=1024, max=65535, help="Instead of a free one.")] = None,
+) -> None:
+    """Offer an endpoint to OpenAI's clients on this machine."""
+    import secrets
+    import time
+
+    from harness import proxy as proxying
+    from harness.run import platforms
+
+    with platforms.runtime(platform, region) as aws:
+        described = aws.call("sagemaker", "describe_endpoint", EndpointName=endpoint)
+        if described["EndpointStatus"] not in ("InService", "Updating"):
+            from harness.errors import NotStarted
+
+            raise NotStarted(
+                f"endpoint {endpoint} is {described['EndpointStatus']}", hint="wait until it is InService"
+            )
+        token = secrets.token_urlsafe(24)
+        application = proxying.application(proxying.Endpoint(aws.client("sagemaker-runtime"), endpoint), token)
+        with proxying.serving(application, port or 0) as bound:
+            output.note(f"endpoint {endpoint} under OpenAI's routes, for this machine only; Ctrl-C ends it")
+            output.out(f"export OPENAI_BASE_URL=http://127.0.0.1:{bound}/v1")
+            output.out(f"export OPENAI_API_KEY={token}")
+            while True:
+                time.sleep(3600)  # the interrupt ends it
+
+
 @contextmanager
 def _running(run_id: str | None) -> Iterator[tuple[RunClient, Endpoint]]:
     """The newest run's endpoint that is InService, or that of the run named."""

@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
+VERBS += (endpoints.proxy,)
 VERBS += (runs.ps, runs.logs, cleanup.down)
 VERBS += (rules.lint, rules.rules, rules.prices)
 VERBS += (

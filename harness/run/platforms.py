@@ -133,6 +133,17 @@ def opened(record: Record, say: Say, start: bool = True, executor: str = "") -> 
         yield RunClient(record, server.answering(target.profile), say, lambda: images_of(target.executor))
 
 
+@contextmanager
+def runtime(platform: str, region: str = "") -> Iterator[session.Aws]:
+    """The clients of a platform's account, for endpoints of whatever run. A local SageMaker has to be up."""
+    target = choose(platform, region)
+    if platform == "sagemaker":
+        yield session.Aws(target.profile.serving)
+        return
+    with up(state_of(platform), target.profile, lambda _: None, start=False) as server:
+        yield session.Aws(server.answering(target.profile))
+
+
 def check(client: RunClient, run: RunFile, plan: Plan) -> None:
     """Everything that can be known before anything costs time or money; all problems at once.
 

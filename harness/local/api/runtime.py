@@ -141,6 +141,9 @@ class Runtime:
         if self.service.faults.take("model-timeout", name):
             raise self._model_error(region, name, deployed, 0, TIMED_OUT)
         passed = {header: headers[header] for header in PASSED_IN if headers.get(header)}
+        # InvokeEndpointWithResponseStream has a header of its own for the same member; the container sees Accept.
+        if stream and headers.get("X-Amzn-SageMaker-Accept"):
+            passed["Accept"] = headers["X-Amzn-SageMaker-Accept"]
         try:
             answer = deployed.pool.request(
                 "POST",

@@ -64,11 +64,12 @@ def judge(
     for document in documents(path, model, train, serve, compute, images):
         found += findings(document, off=DONE_BY_US)
     needs = {
-        "trains": True,
-        "serves": True,
-        "trains_tp": _above_one(train.get("tensor_parallel_size")),
-        "trains_pp": _above_one(train.get("pipeline_parallel_size")),
-        "lora": any(str(k).startswith("lora") for k in train),
+        "train": True,
+        "serve": True,
+        "continuous_batching": True,
+        "train_tensor": _above_one(train.get("tensor_parallel_size")),
+        "train_pipeline": _above_one(train.get("pipeline_parallel_size")),
+        "train_lora": any(str(k).startswith("lora") for k in train),
     }
     for text in where.refusals(model_type, stack, needs):
         remedy, source = "choose another model or stack", "https://github.com/huggingface/optimum-neuron"

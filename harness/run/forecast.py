@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from containers import rows
 from harness import remembered
 from harness.errors import HarnessError, InvalidInput, Problem, did_you_mean
 from harness.estimate import models, outlook as outlooks, price
@@ -26,6 +26,8 @@ from serve.options import ServeOptions
 
 CHARACTERS_PER_TOKEN = 3.8  # English with a vocabulary of 32,000 to 128,000; harness/estimate/cpu.py measured it
 PRICES = "prices.json"
+COUNTED = 4 << 20  # bytes of data that are read for the number of rows; of more its lines are counted
+LINES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 # The smallest bucket of engine `neuron` (serve/scheduler.py, SMALLEST_BUCKET).
 SMALLEST_BUCKET = 128
 
@@ -111,7 +113,7 @@ def subject(run: RunFile, stack: Stack, profile: Profile, arch: Any, source: str
         max_steps=int(flag("max_steps", -1)),
         epochs=float(flag("num_train_epochs", 3.0)),
         rows=_rows(run, block, _on(flag("packing", False))),
-        evaluates=run.data.validation is not None or run.data.examples is not None,
+        evaluates=bool(run.data.validation or run.data.examples or run.data.validation_split_percentage),
         lora_rank=int(flag("lora_rank", 0) or flag("lora_r", 0) or 0),
         lora_targets=_targets(flag("lora_target_modules", "") or flag("lora_targets", "")),
         serve_tp=options.tp_degree,
@@ -143,30 +145,42 @@ def _targets(value: Any) -> tuple[str, ...]:
 
 
 def _rows(run: RunFile, block: int, packed: bool) -> int | None:
-    """Rows of `block` tokens that an epoch has; None for a hub data set, which nobody has seen yet."""
+    """Rows of `block` tokens that an epoch has; None where they cannot be counted here (a hub data set, S3)."""
     if run.data.examples is not None:
         return run.data.examples.train
-    if run.data.train is None:
+    given = run.data.train
+    sources = [] if given is None else [given] if isinstance(given, str) else list(given)
+    if not sources or any(source.startswith("s3://") for source in sources):
         return None
-    named = [run.data.train] if isinstance(run.data.train, str) else run.data.train
-    counts = [_rows_of(Path(name), block, packed) for name in named]
-    return None if None in counts else max(sum(count or 0 for count in counts), 1)
-
-
-def _rows_of(path: Path, block: int, packed: bool) -> int | None:
-    """Rows of a file, or of every file below a directory; None for what is not here, a prefix in S3 for one."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    rows = 0
     try:
-        for file in files:
-            if packed:
-                rows += int(file.stat().st_size / CHARACTERS_PER_TOKEN / block)
-                continue
-            with file.open("rb") as handle:
-                rows += sum(piece.count(b"\n") for piece in iter(partial(handle.read, 1 << 20), b""))
-    except OSError:
+        found = rows.files([Path(source) for source in sources])
+        size = sum(path.stat().st_size for path in found)
+        if size <= COUNTED:
+            count: int | None = sum(isinstance(row, rows.Row) for row in rows.read(found, _reading(run)))
+        else:
+            count = _lines(found)
+    except (OSError, rows.RowsError):
         return None
-    return rows
+    if count is None:
+        return None
+    if packed:
+        count = int(size / CHARACTERS_PER_TOKEN / block)
+    return max(int(count * (100 - (run.data.validation_split_percentage or 0)) / 100), 1)
+
+
+def _reading(run: RunFile) -> rows.Reading:
+    return rows.Reading(run.data.columns or {}, run.data.format)
+
+
+def _lines(found: list[Path]) -> int | None:
+    """Of files with a row a line; None where one has another form."""
+    count = 0
+    for path in found:
+        if rows.is_compressed(path) or path.suffix not in LINES:
+            return None
+        with path.open("rb") as handle:
+            count += sum(piece.count(b"\n") for piece in iter(lambda: handle.read(1 << 20), b""))
+    return count
 
 
 # --what-if ----------------------------------------------------------------------------------------------------------

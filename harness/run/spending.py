@@ -39,7 +39,7 @@ def usd(text: str) -> Decimal | None:
     except InvalidOperation:
         value = Decimal(0)
     if value is not None and not (value.is_finite() and value > 0):
-        raise InvalidInput(f"--max-cost {text!r} is no sum", hint="USD, for example 5 or 2.50")
+        raise InvalidInput(f"--max-cost {text!r} must be an amount in USD", hint="for example 5 or 2.50")
     return value
 
 

@@ -105,9 +105,9 @@ def test_the_plan_of_a_limited_run_has_the_limits_run_time_and_its_record_the_en
     ("max_cost", "target", "said"),
     [
         ("0.05", ON_AWS, "more than --max-cost 0.05"),
-        ("-1", ON_AWS, "is no sum"),
-        ("much", ON_AWS, "is no sum"),
-        ("NaN", ON_AWS, "is no sum"),
+        ("-1", ON_AWS, "must be an amount in USD"),
+        ("much", ON_AWS, "must be an amount in USD"),
+        ("NaN", ON_AWS, "must be an amount in USD"),
         ("5", platforms.DEFAULT, "has no effect on platform local"),
         ("5", replace(ON_AWS, profile=replace(ON_AWS.profile, region="eu-west-3")), "no price is known for"),
     ],

@@ -126,9 +126,9 @@ def test_a_what_if_that_is_none(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("bf16=maybe", "no true or false"),
+        ("bf16=maybe", "must be true or false"),
         ("tp_degree=0", "at least 1"),
-        ("train_instance=ml.trn9.large", "nothing that SageMaker can"),
+        ("train_instance=ml.trn9.large", "is not a SageMaker training instance type"),
         ("max_runtime_seconds=1", "greater than or equal to 60"),
     ],
 )
@@ -248,3 +248,30 @@ def test_prices_show_source_date_and_status() -> None:
     assert "https://" in done.stdout
     assert "us-east-1" not in done.stdout
     assert "TinyLlama" in harness("prices", "--models").stdout
+
+
+def test_rows_are_counted_in_every_form_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = '{"prompt": "a question", "completion": "an answer"}\n'
+    (tmp_path / "a.jsonl").write_text(row * 40)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.csv").write_text("prompt,completion\n" + "a,b\n" * 60)
+    both = '["a.jsonl", "more"]'
+
+    def steps(data: str, train: str = "") -> int | None:
+        path = tmp_path / "x.toml"
+        head = 'name = "x"\n[model]\nid = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"\n[train]\nnum_train_epochs = 1\n'
+        path.write_text(f"{head}per_device_train_batch_size = 1\nblock_size = 64\n{train}\n[data]\n{data}\n")
+        outlook = forecast.of(path, run_of(path), STACK, profile.LOCAL).outlook
+        assert outlook is not None
+        return outlook.subject.rows
+
+    assert steps(f"train = {both}") == 100
+    assert steps(f"train = {both}\nvalidation_split_percentage = 10") == 90
+    size = sum(p.stat().st_size for p in (tmp_path / "a.jsonl", tmp_path / "more" / "b.csv"))
+    assert steps(f"train = {both}", "packing = true") == int(size / forecast.CHARACTERS_PER_TOKEN / 64)
+    assert steps('train = "s3://a-bucket/data"') is None
+    assert steps('id = "owner/name"') is None
+    monkeypatch.setattr(forecast, "COUNTED", 0)
+    assert steps('train = "a.jsonl"') == 40, "of large files the lines are counted"
+    (tmp_path / "a.json").write_text('[{"prompt": "a", "completion": "b"},\n{"prompt": "c", "completion": "d"}]')
+    assert steps('train = "a.json"') is None, "lines of an array are not its rows"

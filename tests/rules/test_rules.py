@@ -177,14 +177,49 @@ def test_the_same_rules_judge_a_run_of_ours(rule: str, changes: dict) -> None:
     assert rule in rules_of(model, **changes)
 
 
-def test_the_table_of_what_runs_where_refuses_what_it_knows() -> None:
-    rows = where.parse('[{"model_type": "gpt2", "stack": "sdk2.20", "trains": true, "serves": false, "more": 1}]')
-    needs = {"trains": True, "serves": True}
-    assert "does not serve it" in where.refusals("gpt2", "sdk2.20", needs, rows)[0]
-    assert where.refusals("llama", "sdk2.20", needs, rows) == []
-    assert where.refusals("gpt2", "sdk2.20", {"trains": True}, rows) == []
+YES, NO = {"ok": True, "why": "shown"}, {"ok": False, "why": "its heads are not cut"}
+ALL = {"train": YES, "train_tensor": YES, "train_pipeline": YES, "train_lora": YES}
+FAMILIES = {
+    "llama": {**ALL, "serve": YES, "continuous_batching": YES},
+    "gpt2": {**ALL, "train_tensor": NO, "serve": NO, "continuous_batching": NO},
+}
+WHERE = {"sdk2.20": {"families": FAMILIES}}
+
+
+@pytest.mark.parametrize(
+    ("family", "needs", "said"),
+    [
+        ("llama", ("train", "train_tensor", "serve", "continuous_batching"), []),
+        ("gpt2", ("train", "train_lora"), []),
+        (
+            "gpt2",
+            ("train_tensor",),
+            ["with tensor parallelism: model_type gpt2, its heads are not cut; these: llama"],
+        ),
+        ("gpt2", ("serve", "continuous_batching"), ["does not serve it: model_type gpt2"]),
+        ("mamba", ("train",), []),
+        ("mamba", ("train_tensor",), ["it is not in the table"]),
+        ("", ("train_tensor",), []),
+    ],
+)
+def test_the_table_of_what_runs_where_refuses_what_it_knows(
+    family: str, needs: tuple[str, ...], said: list[str]
+) -> None:
+    found = where.refusals(family, "sdk2.20", dict.fromkeys(needs, True), WHERE)
+    assert len(found) == len(said)
+    assert all(text in refusal for text, refusal in zip(said, found, strict=True))
+    assert where.refusals(family, "another stack", dict.fromkeys(needs, True), WHERE) == []
+
+
+def test_a_run_is_judged_by_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(where, "table", lambda: WHERE)
+    needs_tensor = {"train": {"tensor_parallel_size": 2}}
+    assert "what-runs-where" not in rules_of(TINYLLAMA, **needs_tensor)
+    without = {"sdk2.20": {"families": {"gpt2": FAMILIES["gpt2"]}}}
+    monkeypatch.setattr(where, "table", lambda: without)
+    assert "what-runs-where" in rules_of(TINYLLAMA, **needs_tensor)
 
 
 def test_without_the_table_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(where, "table", lambda: ())
+    monkeypatch.setattr(where, "table", lambda: {})
     assert where.refusals("gpt2", "sdk2.20", {"serves": True}) == []

@@ -1,10 +1,10 @@
 """Causal attention for training on a processor, where torch's own is slow: a third of a step's time at 512 tokens.
 
 torch's flash attention for processors reaches 125 GF/s in its backward pass where a matrix product reaches 900
-(docs/internals/training-speed.md). This one is made of batched matrix products: queries in blocks of BLOCK, each against the
-keys up to its end, so what lies after the diagonal is mostly never computed; query heads that share a key-value head
-are one product. Four times as fast at 512 x 4 in bf16. It takes the place of `sdpa` for the families that a test
-proves equal.
+(docs/internals/training-speed.md). This one is made of batched matrix products: queries in blocks of BLOCK, each
+against the keys up to its end, so what lies after the diagonal is mostly never computed; query heads that share a
+key-value head are one product. Four times as fast at 512 x 4 in bf16. It takes the place of `sdpa` for the families
+that a test proves equal.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Device `neuron`: optimum-neuron 0.0.28's NeuronTrainer on Trainium. The only file that knows torch_xla and optimum.
 
-What that version gets wrong is put right here, each with its reason; docs/internals/neuron-training.md has the evidence:
-evaluation raises TypeError; a job with tensor parallelism takes its loss over padding and prompts, too; the logged
-loss and the gradient are multiplied by the accumulation, and each batch counts the same, however many labels it has;
-with several workers every epoch has one order of rows, whatever --seed says; after the first checkpoint nothing is
-learned any more, and to resume from it raises TypeError.
+What that version gets wrong is put right here, each with its reason; docs/internals/neuron-training.md has the
+evidence: evaluation raises TypeError; a job with tensor parallelism takes its loss over padding and prompts, too; the
+logged loss and the gradient are multiplied by the accumulation, and each batch counts the same, however many labels
+it has; with several workers every epoch has one order of rows, whatever --seed says; after the first checkpoint
+nothing is learned any more, and to resume from it raises TypeError.
 """
 
 from __future__ import annotations

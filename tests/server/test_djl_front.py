@@ -614,6 +614,28 @@ def test_the_rolling_batch_has_the_size_asked_for(start, pool):
     assert max(sizes) == 2
 
 
+def test_two_workers_share_the_requests_and_answer_at_once(start, pool):
+    """Each has a Python of its own; what one is at work on, the other does not wait for."""
+    server = start(SERVING_MIN_WORKERS="2", SERVING_MAX_WORKERS="2").ready()
+    assert len(server.pythons) == 2
+    assert len(server.calls()) == 2, "both were initialised before the port was bound"
+    began = time.monotonic()
+    slept = [pool.submit(server.post, op="sleep", seconds=2) for _ in range(2)]
+    assert [answer.result().status for answer in slept] == [200] * 2
+    assert time.monotonic() - began < 3.9
+    assert server.stop() == 143
+    wait_for(lambda: gone(server.pythons), 3)
+
+
+def test_two_workers_have_a_rolling_batch_each(start, pool):
+    workers = {"SERVING_MIN_WORKERS": "2", "SERVING_MAX_WORKERS": "2"}
+    server = start(ROLLING, OPTION_ROLLING_BATCH="custom", OPTION_MAX_ROLLING_BATCH_SIZE="2", **workers).ready()
+    streams = [pool.submit(lambda: b"".join(p for _, p in server.chunks(n=20, stream=True))) for _ in range(4)]
+    sizes = [int(size) for stream in streams for size in stream.result().split()]
+    assert len(sizes) == 80
+    assert max(sizes) == 2, "the limit is each worker's own"
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 

@@ -100,11 +100,18 @@ def test_the_same_tokens_alone_together_in_any_slot_and_joined_mid_way(found: An
 @pytest.mark.server
 def test_n_positions_is_the_limit_and_refused_as_by_engine_cpu(found: Any) -> None:
     limits = found["limits"]
-    for name, (cpu, neuron) in ((k, v) for k, v in limits.items() if k != "after refusals"):
+    for name in ("to the last position", "one token more"):
+        cpu, neuron = limits[name]
         assert cpu == neuron, name
     assert limits["to the last position"][1][2:] == [128, 32]
-    assert [limits[k][1][0] for k in ("one token more", "too many prompts", "streamed")] == [422] * 3
-    assert limits["after refusals"] == found["company"]["cpu"]["few"]
+    assert limits["one token more"][1][0] == 422
+    few = found["company"]["cpu"]["few"]
+    assert limits["more prompts than slots"] == [few] * 6, "they wait for their turn"
+    assert limits["after refusals"] == few
+    cpu, neuron = limits["prompt log probabilities"]
+    assert cpu == []
+    why = "the prompt: log probabilities of the prompt need a graph that this engine does not compile"
+    assert neuron == [422, [why]]
 
 
 @pytest.mark.server
@@ -112,7 +119,7 @@ def test_stop_strings_over_the_border_of_two_tokens(found: Any) -> None:
     stops, alone = found["stops"], found["company"]["cpu"]
     cpu, neuron = stops["stopped"]
     assert cpu == neuron == [stops["whole"].split(stops["border"])[0], "stop_sequence", cpu[2], cpu[3]]
-    pieces, last = stops["streamed"]
+    *pieces, last = stops["streamed"]
     assert "".join(pieces) == last[0] == neuron[0]
     for *shown, end in stops["plain stream"]:
         assert "".join(shown) == end[0]
@@ -126,7 +133,8 @@ def test_stop_strings_over_the_border_of_two_tokens(found: Any) -> None:
 def test_a_seed_gives_the_same_answer_alone_and_in_company(found: Any) -> None:
     seeds = found["seeds"]
     first, again = seeds["again"]
-    assert first == again == seeds["in company"][-1:]
+    assert first == again == seeds["in company"][-1:] == seeds["on engine cpu"]
+    assert seeds["penalties"][0] == seeds["penalties"][1] != first
     assert len({*seeds["others"], *seeds["negative"], *first}) == 8
     assert len(set(seeds["none"])) == 6
 
@@ -141,13 +149,12 @@ def test_engine_cpu_leaves_the_models_spaces_alone_as_engine_neuron_does(found: 
     spaces = found["spaces"]
     assert spaces["cleaned"] == "is it warm, or cold? don 't say.", "the tokenizer does clean up unless told not to"
     assert spaces["streamed"] == "is it warm , or cold ? don 't say ."
-    assert spaces["answers"] == [spaces["streamed"]] * 2
 
 
 @pytest.mark.server
 def test_slots_are_free_after_readers_left_and_the_device_failed(found: Any) -> None:
     failures, few = found["failures"], found["company"]["cpu"]["few"]
-    assert failures["broken"] == [["RuntimeError", "nrt error"]] * 2
+    assert failures["broken"] == [["RuntimeError", "RuntimeError: nrt error"]] * 2
     assert failures["still running"] == [False, False]  # an abandoned answer is not computed to its end
     assert [failures["after readers left"], *failures["after failures"]] == [few] * 5
 

@@ -18,20 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch_xla._internal.neuron as torch_xla_neuron
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
 from optimum.neuron.distributed import lazy_load_for_parallelism, parallel_layers
+from optimum.neuron.utils import misc
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
-from train import packing
+from train import packing, parallel
 from train.consolidate import consolidate
 from train.data import IGNORED
 from train.devices.cpu import EpochSampler
-from train.launch import EXTRACT_ENV, environment
-from train.signature import Layout, SignatureError, layout_problems
+from train.launch import EXTRACT_ENV, LENT, VISIBLE_CORES, environment, own_core
+from train.signature import Layout, SignatureError, family_problems, layout_problems
 
 STATIC_SHAPES = True
 PRECOMPILE_STEPS = 12  # 10 to 15 reach every graph of a step: Neuron SDK, pytorch-neuron-parallel-compile.rst
@@ -44,11 +46,23 @@ class NeuronArguments(NeuronTrainingArguments):
     def __post_init__(self) -> None:
         try:
             os.environ.update(environment(self, os.environ))
+            own_core(LENT, int(os.environ.get("LOCAL_RANK", "0")))
         except ValueError as error:
             raise SignatureError(str(error)) from None
         if problems := layout_problems(Layout.of(self, STATIC_SHAPES)):
             raise SignatureError("\n".join(problems))
+        torch_xla_neuron.initialize_env = set_own_core
         super().__post_init__()
+
+
+def set_own_core(local_rank: int) -> None:
+    """This worker's core among those that the container was lent.
+
+    torch_xla 2.1.0 takes the worker's number for it (_internal/neuron.py, initialize_env): of a container that was
+    lent the cores 4-5 of a host, the workers would take 0 and 1, perhaps another container's.
+    """
+    os.environ["NEURON_PJRT_PROCESS_INDEX"] = str(local_rank)
+    os.environ[VISIBLE_CORES] = own_core(LENT, local_rank)
 
 
 ARGUMENTS = NeuronArguments
@@ -90,9 +104,34 @@ def adapt(arguments: Any) -> tuple[Any, str]:
 def load_model(name: str, arguments: Any, **hub: Any) -> Any:
     """The model with eager attention: sdpa asks the device for values while the mask is made. With TP or PP the
     weights stay in their files until each worker knows its part."""
+    problems, unknown = family_problems(Layout.of(arguments, STATIC_SHAPES), AutoConfig.from_pretrained(name, **hub))
+    if problems:
+        raise SignatureError("\n".join(problems))
+    if unknown:
+        print(unknown, flush=True)
+    misc.convert_checkpoint_to_safetensors = converted_once_a_host
     sizes = (arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
     with lazy_load_for_parallelism(*sizes):
         return AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32", attn_implementation="eager", **hub)
+
+
+_convert = misc.convert_checkpoint_to_safetensors
+
+
+def converted_once_a_host(*args: Any, **kwargs: Any) -> Any:
+    """Upstream's conversion of pytorch_model.bin, which TP and PP need, with every worker waiting for it.
+
+    Upstream converts on the first worker of the job and lets the others open the file at once, which is not there yet
+    (utils/misc.py), and on other hosts never is.
+    """
+    if xm.get_local_ordinal() == 0:
+        known, torch.distributed.is_initialized = torch.distributed.is_initialized, lambda: False
+        try:
+            _convert(*args, **kwargs)  # on its own, whichever host this is
+        finally:
+            torch.distributed.is_initialized = known
+    xm.rendezvous("pytorch_model.bin is converted on every host")
+    return _convert(*args, **kwargs)  # there now: the path
 
 
 # What upstream puts in the place of torch's cross entropy where the vocabulary is cut into parts.
@@ -165,6 +204,13 @@ class StaticTrainer(NeuronTrainer):
         # Upstream takes the newest directory of output_dir, torn or of another run, while it parses the arguments.
         self.args.mp_plugin.checkpoint_dir = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        # The first moment at which model, optimizer and schedule are the ones that the loop goes on with.
+        parallel.let_schedule_reach(self.optimizer, self.lr_scheduler)
+        if Layout.of(self.args, STATIC_SHAPES).sequence_parallel:
+            parallel.mark_norms(self.model_wrapped)
+        return super().training_step(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         from neuronx_distributed.parallel_layers import parallel_state

@@ -38,10 +38,10 @@ CPU_TUNABLES = (
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 )
 # Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
-# default it turns for milliseconds at each barrier, on a core that another process would use: with others on the
-# machine a loop of small matrix products took three times as long as with 10,000, and alone it is no slower so
-# (docs/internals/training-speed.md). Fewer are better still on a busy machine, and cost a tenth on a quiet one.
-CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "10000"}
+# default it turns for milliseconds at each barrier, on a core that another process would use. With other processes on
+# the machine a loop of small matrix products took 1.1 to 4.3 s by default, 0.4 s with 10,000 turns and 0.05 to 0.08 s
+# with 1,000 (benchmarks/busy.py, docs/internals/training-speed.md); a serving step 4 s instead of 0.17 s.
+CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "1000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
 SERVE_DRAIN = contract.SERVE_STOP_WAIT - 8  # requests in progress have this long before the server gets TERM
@@ -202,10 +202,6 @@ def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
         # DJL's launcher sets 1 where it is unset, which would leave every other core idle.
         defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // replicas))
         defaults |= CPU_ENVIRONMENT
-        # Shorter than in training. A step is hundreds of short parallel parts: with libgomp's default a thread that
-        # waits for another keeps the processor, which that one may need, and on a busy machine a step took 4 s
-        # instead of 0.17 s.
-        defaults["GOMP_SPINCOUNT"] = "1000"
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
     # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).
     threads = replicas * int(batch) + 32

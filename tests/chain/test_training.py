@@ -45,9 +45,11 @@ def test_ten_rounds_of_three_terms_each_change_no_loss(tiny_model: Path, data: P
     assert out.count("24 losses and the weights are equal") == 10
 
 
-def trainer(model: Path, data: Path, base: Path, *more: str, program: str = "") -> subprocess.Popen[str]:
+def trainer(
+    model: Path, data: Path, base: Path, *more: str, program: str = "", call: str = "main"
+) -> subprocess.Popen[str]:
     """run_clm in a process of its own; `program` is run before it, in the same process."""
-    code = f"import sys\nfrom train import run_clm\n{program}\nsys.exit(run_clm.main(sys.argv[1:]))"
+    code = f"import sys\nfrom train import run_clm\n{program}\nsys.exit(run_clm.{call}(sys.argv[1:]))"
     fixed = "--per_device_train_batch_size 4 --logging_steps 1 --block_size 24 --report_to none --optim adamw_torch"
     return subprocess.Popen(
         [

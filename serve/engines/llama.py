@@ -291,7 +291,7 @@ class Llama:
         return x[:count]
 
     def _attention(self, rows: list[Row], more: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function of (qkv, memory) that attends for the whole step and `more` rows of zeros; masks are made once."""
+        """A function of (qkv, memory) that attends for all rows, and `more` rows of zeros; masks are made once."""
         ones = [row for row in rows if len(row.tokens) == 1 and row.slot >= 0]
         parts: list[Callable[[Tensor, Tensor], Tensor]] = []
         if ones:

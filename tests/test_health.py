@@ -141,6 +141,7 @@ def test_the_handlers_deadlines_come_before_every_limit_of_djls(answer: int, str
         ("cpu", {"OPTION_REPLICAS": "2", "OPTION_MAX_BATCH_SIZE": "4"}, {"SERVING_MIN_WORKERS": "2"}),
         ("", {"OPTION_REPLICAS": "2"}, {"SERVING_MAX_WORKERS": "1"}),  # on Neuron it is one a group of cores
         ("cpu", {"OPTION_MAX_BATCH_SIZE": "5000"}, {"OPTION_MAX_ROLLING_BATCH_SIZE": "900"}),
+        ("cpu", {"OPTION_REPLICAS": "two", "OPTION_MAX_BATCH_SIZE": "-1"}, {"SERVING_MAX_WORKERS": "1"}),
         ("cpu", {"OPTION_ROLLING_BATCH": "auto"}, {"OPTION_ROLLING_BATCH": "custom"}),  # trap B
         ("cpu", {"SERVING_WAIT_MODEL_LOADING": "false"}, {"SERVING_WAIT_MODEL_LOADING": "true"}),  # trap G
     ],

@@ -26,6 +26,7 @@ from torch import Tensor
 from serve.scheduler import Row, Step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
+ROUND = 32  # tokens of a step beyond this many are filled up to a multiple of it: oneDNN keeps code for each number
 PAD = 32  # keys of a decode step are taken in multiples of it, so that the mask is seldom made in a new shape
 
 NEAR = 2.0**-6  # of the largest logit: what the rounding of two bf16 numbers can hide
@@ -248,7 +249,8 @@ class Llama:
         """Logits (tokens, vocabulary) of every position, without the slots' memory."""
         with torch.inference_mode():
             sequence: Any = None
-            return self._logits(self._run([Row(sequence, -1, 0, list(tokens), True)]))
+            hidden = self._run([Row(sequence, -1, 0, list(tokens), True)])
+            return self._logits(F.pad(hidden, (0, 0, 0, -len(hidden) % ROUND)))[: len(hidden)]
 
     def _logits(self, hidden: Tensor) -> NDArray[np.float32]:
         normed = _rms(hidden, self.norm, self.a.norm_eps, torch.float32)
@@ -268,7 +270,11 @@ class Llama:
         at = torch.tensor(
             [self.place[row.slot] * self.n_positions + p for row in rows for p in range(row.start, row.end)]
         )
-        attention = self._attention(rows)
+        count = len(ids)
+        more = -count % ROUND if count > ROUND else 0
+        if more:
+            ids, positions = F.pad(ids, (0, more)), F.pad(positions, (0, more))
+        attention = self._attention(rows, more)
         turns = self.turns[positions][:, None]
         turned = (a.heads + a.kv_heads) * a.head_dim
         # In fp32 between the layers: what a layer adds is small beside the sum, and bf16 would round it away.
@@ -278,14 +284,14 @@ class Llama:
             qkv = layer.qkv(_rms(x, layer.norm, a.norm_eps, self.dtype))
             _turn(qkv[:, :turned].unflatten(1, (-1, a.head_dim)), turns)
             if keep:
-                memory.index_copy_(0, at, qkv[:, a.heads * a.head_dim :])
+                memory.index_copy_(0, at, qkv[:count, a.heads * a.head_dim :])
             x += layer.out(attention(qkv, memory))
             h = _rms(x, layer.mlp_norm, a.norm_eps, self.dtype)
             x += layer.down(layer.up.times(h, layer.gate.silu(h)))
-        return x
+        return x[:count]
 
-    def _attention(self, rows: list[Row]) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function of (qkv, memory) that attends for the whole step; masks are made once for all layers."""
+    def _attention(self, rows: list[Row], more: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of (qkv, memory) that attends for all rows, and `more` rows of zeros; masks are made once."""
         ones = [row for row in rows if len(row.tokens) == 1 and row.slot >= 0]
         parts: list[Callable[[Tensor, Tensor], Tensor]] = []
         if ones:
@@ -294,9 +300,10 @@ class Llama:
         for row in rows[len(ones) :]:
             parts.append(self._attend_prompt(row, at))
             at += len(row.tokens)
-        if len(parts) == 1:
+        if len(parts) == 1 and not more:
             return parts[0]
-        return lambda qkv, memory: torch.cat([part(qkv, memory) for part in parts])
+        rest = torch.zeros(more, self.a.heads * self.a.head_dim, dtype=self.dtype)
+        return lambda qkv, memory: torch.cat([*(part(qkv, memory) for part in parts), rest])
 
     def _attend_running(self, rows: list[Row]) -> Callable[[Tensor, Tensor], Tensor]:
         """Rows of one token each, which lie in the first places: one call with the longest's keys, masked."""

@@ -82,10 +82,18 @@ def breaks() -> str:
     return table.page()
 
 
+def families() -> str:
+    """containers/families.json: which model families run where."""
+    from tests.families import table
+
+    return table.table()
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["docs/reference/sagemaker-operations.md"] = operations
 FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/breaks.md"] = breaks
+FILES["containers/families.json"] = families
 
 
 def main() -> int:

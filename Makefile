@@ -57,7 +57,7 @@ test-wheel: ## the wheel in an empty environment and directory: help, plan, doct
 
 # Two halves at once, since each waits for one process most of the time; the second one's output comes after the first's.
 NEURON_TESTS := tests/neuron tests/tnx
-NEURON_TESTS_TOO := tests/shards tests/conformance tests/test_signature.py tests/test_limits.py tests/breaks
+NEURON_TESTS_TOO := tests/shards tests/conformance tests/nxd tests/test_walk.py tests/test_signature.py tests/test_limits.py tests/breaks
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
 	@$(SETUP) harness train serve djl neuron

@@ -221,6 +221,13 @@ def openapi() -> str:
     return json.dumps(document(version), indent=1, sort_keys=True) + "\n"
 
 
+def families() -> str:
+    """containers/families.json: which model families run where."""
+    from tests.families import table
+
+    return table.table()
+
+
 FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcripts.md": transcripts}
 FILES["train/options/sdk2.20-models.json"] = known_models
 FILES["docs/reference/sagemaker-operations.md"] = operations
@@ -235,6 +242,7 @@ FILES["docs/reference/fit.md"] = fit
 FILES["docs/reference/lint-survey.md"] = survey
 FILES["docs/reference/rules.md"] = rules
 FILES["harness/openapi.json"] = openapi
+FILES["containers/families.json"] = families
 
 
 def main() -> int:

@@ -518,6 +518,8 @@ UNITS = (
     "workers_share_out_the_cpu_devices_order_in_whole_steps",
     "evaluation_rows_fill_whole_batches_without_labels",
     "a_whole_model_comes_from_weights_and_nothing_may_be_missing",
+    "pickled_weights_are_converted_before_the_second_worker_opens_them",
+    "a_worker_gets_its_core_of_the_lent_range",
 )
 
 

@@ -39,8 +39,6 @@ def without(part: str) -> None:
 
     if part == "masked_cross_entropy":
         neuron.masked_cross_entropy = neuron._every_position
-    elif part == "converted_once_a_host":
-        neuron.converted_once_a_host = neuron._convert
     elif part != "none":
         assert hasattr(parallel, part), part
         setattr(parallel, part, lambda *_: 0)

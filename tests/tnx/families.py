@@ -150,6 +150,9 @@ def judge(family: str, work: Path) -> dict[str, Any]:
 
 def every(work: Path, names: list[str]) -> dict[str, Any]:
     warnings.simplefilter("ignore")
+    from serve.engines import neuron
+
+    neuron.serving_problems = lambda *_, **__: []  # the table is made from this: it must not decide what is tried
     source = os.environ.get("TNX_SOURCE")
     real.install(Path(source)) if source else double.install()
     return {family: judge(family, work) for family in names or models.FAMILIES}

@@ -201,6 +201,8 @@ class FullBatches(torch.utils.data.Dataset[Any]):
 class StaticTrainer(NeuronTrainer):
     """NeuronTrainer that evaluates, resumes, orders its rows by seed and epoch, and reports the loss per step."""
 
+    optimizer: Any
+
     def __init__(self, **kwargs: Any) -> None:
         model = causal_model(kwargs["model"])
         # Both are changed by parallelisation: the vocabulary becomes one worker's part.
@@ -223,12 +225,26 @@ class StaticTrainer(NeuronTrainer):
         self.args.mp_plugin.checkpoint_dir = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        # The first moment at which model, optimizer and schedule are the ones that the loop goes on with.
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        # The first moment at which model, optimizer and schedule are the ones that the loop goes on with; what a
+        # checkpoint says of them is loaded next.
         parallel.let_schedule_reach(self.optimizer, self.lr_scheduler)
         if Layout.of(self.args, STATIC_SHAPES).sequence_parallel:
             parallel.mark_norms(self.model_wrapped)
-        return super().training_step(*args, **kwargs)
+        if checkpoint is None or not self.mp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # neuronx-distributed reads into a dictionary or into its own optimizers, and refuses accelerate's wrapper,
+        # which is what upstream gives it: no job with TP or PP could go on from a checkpoint.
+        wrapper, real = self.optimizer, self.optimizer.optimizer
+        own = type(real).__name__ == "NeuronZero1Optimizer"
+        self.optimizer = state = real if own else {}
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            self.optimizer = wrapper
+        if not own:
+            real.load_state_dict(state)
 
     def get_train_dataloader(self) -> Any:
         from neuronx_distributed.parallel_layers import parallel_state

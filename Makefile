@@ -9,7 +9,7 @@ export WHEELS ?= $(abspath $(firstword $(wildcard wheels ../shared/wheels)))
 export NEURON_HARNESS_STAND_INS ?= $(CURDIR)/tests/neuron/shim
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -57,7 +57,7 @@ test-wheel: ## the wheel in an empty environment and directory: help, plan, doct
 
 # Two halves at once, since each waits for one process most of the time; the second one's output comes after the first's.
 NEURON_TESTS := tests/neuron tests/tnx
-NEURON_TESTS_TOO := tests/shards tests/conformance tests/test_signature.py tests/test_limits.py tests/breaks
+NEURON_TESTS_TOO := tests/shards tests/conformance tests/nxd tests/test_walk.py tests/test_signature.py tests/test_limits.py tests/breaks
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
 	@$(SETUP) harness train serve djl neuron
@@ -72,6 +72,10 @@ test-aws: ## the local SageMaker and platform sagemaker against it; recorded ses
 aws-transcripts: ## record docs/reference/aws-transcripts.md anew
 	@$(SETUP) harness train serve aws
 	@$(PY) -m tests.emulator.aws_session
+
+soak: ## ten minutes of mixed load on one endpoint; memory, handles, threads and slots afterwards
+	@$(SETUP) harness train serve djl
+	@$(PY) -m tests.server.soak
 
 test-chaos: ## 200 jobs and 20 endpoints at once; then the harness killed between every two steps: half an hour
 	@$(SETUP) harness train serve djl

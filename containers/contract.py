@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from containers import lab
+
 DEFAULT_BASE = "/opt/ml"
 # The same variable as SageMaker's own training toolkit uses to run on a plain host.
 BASE_ENV = "SAGEMAKER_BASE_DIR"
@@ -25,6 +27,8 @@ DEVICE_ENV = "NEURON_HARNESS_DEVICE"
 # Set by SageMaker for multi-container endpoints [infer]; the executors use it to serve on a free port.
 PORT_ENV = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_PORT = 8080
+# Serve on 127.0.0.1 only: set by the executor that runs containers as processes, on a machine with other users.
+LOOPBACK_ENV = "NEURON_HARNESS_LOOPBACK"
 DEFAULT_CHECKPOINTS = "/opt/ml/checkpoints"  # CheckpointConfig.LocalPath [api]
 
 # Limits [api]. Lengths are in characters.
@@ -41,6 +45,11 @@ PING_TIMEOUT = 2  # a longer answer counts as a failed health check [infer]
 STARTUP_WINDOW = 8 * 60  # consistent 200s by then, unless the variant says otherwise [infer]
 INVOCATION_TIMEOUT = 60  # a regular answer [infer]
 STREAM_TIMEOUT = 8 * 60  # a whole stream [infer]
+MAX_STARTUP_WINDOW = 3600  # ContainerStartupHealthCheckTimeoutInSeconds [api]
+
+# Ours, below SageMaker's, so that a client gets what there is of its answer instead of an error.
+ANSWER_DEADLINE = 55  # INVOCATION_TIMEOUT less the time that a 25 MB body takes on its way
+STREAM_DEADLINE = 450  # STREAM_TIMEOUT less half a minute for a reader who is behind
 
 EXIT_TERMINATED = 143  # 128 + SIGTERM: stopped before the end, with a checkpoint
 EXIT_INTERRUPTED = 130
@@ -227,7 +236,9 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A
     data channel of one file is passed as that file, other channels as the directories they are.
     """
-    given = dict(job.hyperparameters)
+    given, lines = lab.understood(job.hyperparameters)
+    for line in lines:
+        print(f"entrypoint: {line}", flush=True)
     for name in RESERVED_ARGUMENTS:
         if name in given:
             raise ContractError(f"hyperparameter {name}: the container sets it from its base directory; remove it")

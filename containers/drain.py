@@ -10,15 +10,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO
 
 FOLDER_ENV = "NEURON_HARNESS_DRAIN"  # set by the entrypoint for the server; nowhere else
+GRACE = 1.0  # seconds after the signal in which a request still counts as accepted before it: it was on its way
+LAST_ANSWERS = 1.5  # seconds before the end of the wait by which every answer ends, with what there is of it
 IDLE = 0.5  # seconds without a request before the server counts as idle: DJL still sends the answer it was given
-
-T = TypeVar("T")
 
 
 class Drain:
@@ -32,7 +31,9 @@ class Drain:
         """From now on the handler refuses new requests."""
         if not self._begun:
             self._begun = self._idle_since = time.monotonic()
-            (self.folder / "stopping").touch()
+            waiting = self.folder / "stopping.new"
+            waiting.write_text(f"{self._begun} {self._begun + self.limit}", encoding="ascii")
+            os.replace(waiting, self.folder / "stopping")
 
     def done(self) -> bool:
         now = time.monotonic()
@@ -50,25 +51,40 @@ def _free(path: Path) -> bool:
     return True
 
 
-def stopping() -> bool:
-    """The handler's side: whether the container is being stopped, so that a new request is to be refused."""
+@dataclass(frozen=True)
+class Stop:
+    """The container is being stopped. Times are CLOCK_MONOTONIC's, which all processes of a host share."""
+
+    refuse_from: float
+    """Requests that come later are refused."""
+    answer_by: float
+    """What is being answered ends by then."""
+
+
+def stopping() -> Stop | None:
+    """The handler's side: whether the container is being stopped."""
     folder = os.environ.get(FOLDER_ENV)
-    return bool(folder) and (Path(str(folder)) / "stopping").exists()
+    try:
+        begun, end = map(float, (Path(folder) / "stopping").read_text(encoding="ascii").split()) if folder else (0, 0)
+    except FileNotFoundError:
+        return None
+    return Stop(begun + GRACE, end - LAST_ANSWERS) if folder else None
 
 
-@contextmanager
-def in_progress() -> Iterator[None]:
-    """The handler's side: a request is being worked on inside this block."""
-    folder = os.environ.get(FOLDER_ENV)
-    if not folder:
-        yield
-        return
-    with (Path(folder) / "in-progress").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
+class InProgress:
+    """The handler's side: PID 1 waits while this is held. Holding and letting go twice is once."""
 
+    def __init__(self) -> None:
+        folder = os.environ.get(FOLDER_ENV)
+        self._path = Path(folder) / "in-progress" if folder else None
+        self._handle: IO[str] | None = None
 
-def streamed(pieces: Iterable[T]) -> Iterator[T]:
-    """`pieces`, in progress until the last one has been taken or the stream is closed."""
-    with in_progress():
-        yield from pieces
+    def hold(self) -> None:
+        if self._path is not None and self._handle is None:
+            self._handle = self._path.open("a")
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+
+    def let_go(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None

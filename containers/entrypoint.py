@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from containers import contract, drain, secretsmanager
+from containers import contract, drain, health, secretsmanager, timeouts
 from containers.artifact import ArtifactError, check_model_directory
 from containers.contract import ContractError, Paths, Resources
 from containers.hyperparameters import from_sdk
@@ -28,9 +28,11 @@ from containers.supervise import Supervisor
 
 PROGRAM = Path(__file__).resolve().parent.parent  # holds containers/, train/ and serve/
 EXIT_CONTRACT = 3  # the request or the directories do not fit the contract
+WAITING = 128  # requests that wait in the handler for a slot, beside those that have one
+MOST_IN_A_BATCH = 900  # djl_python reads a request's number from three digits (inputs.py, get_batches)
 EXIT_RESTART = 77  # DJL Serving asks to be started again, as in the stock entrypoint
 # Device cpu only: huge pages for tensors, and freed memory kept rather than given back and faulted in again.
-# Training steps take a sixth less time with it (docs/status.md).
+# Training steps take a sixth less time with it (docs/limits.md).
 CPU_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=68719476736:"
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
@@ -38,7 +40,7 @@ CPU_TUNABLES = (
 # Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
 # default it turns for milliseconds at each barrier, on a core that another process would use. With other processes on
 # the machine a loop of small matrix products took 1.1 to 4.3 s by default, 0.4 s with 10,000 turns and 0.05 to 0.08 s
-# with 1,000 (benchmarks/busy.py, docs/internals/training-speed.md).
+# with 1,000 (benchmarks/busy.py, docs/internals/training-speed.md); a serving step 4 s instead of 0.17 s.
 CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "1000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
@@ -88,8 +90,12 @@ def training_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def wait_for_hosts(resources: Resources, wait: float) -> None:
-    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s."""
-    missing = [host for host in resources.ordered_hosts if host != resources.current_host]
+    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s.
+
+    The own one too, as SageMaker's toolkit does (entry_point.py): the first host opens its port at it. A host that is
+    alone needs no name.
+    """
+    missing = list(resources.ordered_hosts) if len(resources.hosts) > 1 else []
     deadline = time.monotonic() + wait
     while missing:
         missing = [host for host in missing if not _resolves(host)]
@@ -126,10 +132,14 @@ def serve(paths: Paths) -> int:
     """Run DJL Serving on the model directory, which is read-only; on TERM what is in progress is answered first."""
     scratch = Path(tempfile.mkdtemp(prefix="djl-"))
     # DJL Serving itself cuts what is in progress on TERM (docs/decisions/003): TERM waits until the handler is idle.
-    supervisor = Supervisor(SERVE_KILL_AFTER, drain.Drain(scratch, SERVE_DRAIN))
+    # It says Healthy when the handler hangs or has died (002): the container then ends, for SageMaker to replace.
+    supervisor = Supervisor(SERVE_KILL_AFTER, drain.Drain(scratch, SERVE_DRAIN), health.Watch(scratch))
     try:
+        if os.environ.get("HF_MODEL_ID"):
+            # DJL would load it beside the directory, and answer every request that names none of the two with 400.
+            raise ContractError("HF_MODEL_ID is set; the model is the one in the model directory: unset it")
         check_model_directory(paths.model)
-    except ArtifactError as error:
+    except (ArtifactError, ContractError) as error:
         print(f"entrypoint: {error}", file=sys.stderr, flush=True)
         return EXIT_CONTRACT
     config = scratch / "config.properties"
@@ -138,16 +148,23 @@ def serve(paths: Paths) -> int:
     code = EXIT_RESTART
     while code == EXIT_RESTART and not supervisor.stopping:
         code, _ = supervisor.run(["djl-serving", "-f", str(config)], scratch, env)
+        for pulse in scratch.glob("pulse-*"):
+            pulse.unlink()
+    if why := health.why_not_started(scratch):
+        # DJL's own lines about it are hundreds, most of them Java's; the last is what people and FailureReason see.
+        print(f"entrypoint: the model cannot be served: {why}", file=sys.stderr, flush=True)
     return code
 
 
 def serving_config(paths: Paths, port: int) -> str:
     """config.properties: only the addresses and which directory is the model; all else is environment."""
-    # An endpoint listens on every interface of its container; the executors' processes on loopback only.
-    host = "127.0.0.1" if os.environ.get(contract.PORT_ENV) else "0.0.0.0"  # noqa: S104
+    # An endpoint listens on every interface of its container, whatever port it is given (the image's label
+    # accept-bind-to-port); the executors' processes on loopback only.
+    host = "127.0.0.1" if os.environ.get(contract.LOOPBACK_ENV) else "0.0.0.0"  # noqa: S104
     return (
         f"inference_address=http://{host}:{port}\n"
         f"management_address=http://{host}:{port}\n"
+        f"chunked_read_timeout={timeouts.chunked_read(os.environ)}\n"
         f"load_models=model::Python:{serving_device(os.environ)}=file://{paths.model}\n"
     )
 
@@ -165,34 +182,47 @@ def serving_device(env: Mapping[str, str]) -> str:
 
 
 def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
-    """What DJL Serving needs besides the request's own environment, which wins."""
+    """What DJL Serving needs beside the request's own environment, which wins where the handler allows it."""
+    on_cpu = env.get(contract.DEVICE_ENV) == "cpu"
+    replicas = timeouts.whole(env, "OPTION_REPLICAS", 1) if on_cpu else 1
+    batch = str(min(timeouts.whole(env, "OPTION_MAX_BATCH_SIZE", 32) + WAITING, MOST_IN_A_BATCH))
     defaults = {
         "OPTION_ENGINE": "Python",
         "OPTION_ENTRYPOINT": str(PROGRAM / "serve" / "model.py"),
-        # Without this a config.json beside SERVING_FEATURES makes DJL choose a rolling batch of its own and
-        # every request hangs while /ping stays healthy.
-        "OPTION_ROLLING_BATCH": "disable",
         "PYTHON_EXECUTABLE": sys.executable,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PROGRAM), env.get("PYTHONPATH", "")])),
         "MODEL_SERVER_HOME": str(scratch),
         "DJL_CACHE_DIR": str(scratch / "cache"),
         "DJL_OFFLINE": "true",
         "OPT_OUT_TRACKING": "true",
-        # One engine holds the model; DJL would start one worker a processor.
-        "SERVING_MIN_WORKERS": "1",
-        "SERVING_MAX_WORKERS": "1",
     }
     if env.get(contract.DEVICE_ENV):
         defaults["OPTION_SERVE_ENGINE"] = env[contract.DEVICE_ENV]
-    if env.get(contract.DEVICE_ENV) == "cpu":
+    if on_cpu:
         # DJL's launcher sets 1 where it is unset, which would leave every other core idle.
-        defaults["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+        defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // replicas))
         defaults |= CPU_ENVIRONMENT
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
     # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).
-    options = [f"-Djava.io.tmpdir={scratch}", "-Djava.util.concurrent.ForkJoinPool.common.parallelism=64"]
+    threads = replicas * int(batch) + 32
+    options = [f"-Djava.io.tmpdir={scratch}", f"-Djava.util.concurrent.ForkJoinPool.common.parallelism={threads}"]
     java = " ".join(filter(None, [env.get("JAVA_OPTS", ""), *options]))
-    own = {"PYTHONPATH": defaults["PYTHONPATH"], "JAVA_OPTS": java, drain.FOLDER_ENV: str(scratch)}
+    own = {
+        "PYTHONPATH": defaults["PYTHONPATH"],
+        "JAVA_OPTS": java,
+        drain.FOLDER_ENV: str(scratch),
+        # serve/model.py speaks this protocol and no other. Where nothing is set, a config.json beside
+        # SERVING_FEATURES makes DJL choose a rolling batch of its own, and every request hangs at /ping 200.
+        "OPTION_ROLLING_BATCH": "custom",
+        # The handler itself keeps the queue, where a deadline runs and the shortest come first.
+        "OPTION_MAX_ROLLING_BATCH_SIZE": batch,
+        # One engine holds the model; DJL would start one worker a processor. On Neuron it is one a group of cores.
+        # The port opens when the model is loaded, not before: /ping would be 200 at once.
+        "SERVING_WAIT_MODEL_LOADING": "true",
+        "SERVING_MIN_WORKERS": str(replicas),
+        "SERVING_MAX_WORKERS": str(replicas),
+        **timeouts.environment(env),
+    }
     return {**defaults, **env, **own}
 
 

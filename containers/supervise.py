@@ -18,8 +18,10 @@ from pathlib import Path
 from types import FrameType
 
 from containers.drain import Drain
+from containers.health import LOOK, Watch
 from containers.secretsmanager import hide
 
+EXIT_UNWELL = 70  # EX_SOFTWARE of sysexits.h: the server was ended because its handler hung or had died
 TAIL_LINES = 60  # enough for a traceback through transformers
 LAST_OUTPUT = 2.0  # seconds for what is still in the pipe of a command that has ended
 TICK = 0.1  # seconds between two looks at a drain or a deadline; without either nothing is polled
@@ -28,12 +30,14 @@ TICK = 0.1  # seconds between two looks at a drain or a deadline; without either
 class Supervisor:
     """From its construction on TERM and INT are its own: Linux ignores them for a PID 1 without handlers.
 
+    With a `watch` the command is killed when that finds something wrong; the code is then EXIT_UNWELL.
     A signal goes to the command's whole process group, at once or, with a `drain`, when what is in progress has been
     answered. What has not ended `kill_after` seconds later is killed.
     """
 
-    def __init__(self, kill_after: float, drain: Drain | None = None) -> None:
-        self.kill_after, self.drain = kill_after, drain
+    def __init__(self, kill_after: float, drain: Drain | None = None, watch: Watch | None = None) -> None:
+        self.kill_after, self.drain, self.watch = kill_after, drain, watch
+        self._look_at = 0.0
         self.stopping = 0  # the signal that was received
         self._launched = self._forwarded = False
         self._kill_at = float("inf")
@@ -78,7 +82,7 @@ class Supervisor:
         code = None
         while code is None:
             watched = [self._wakeup] if output.ended else [self._wakeup, output.fd]
-            ready, _, _ = select.select(watched, [], [], TICK if self.stopping else None)
+            ready, _, _ = select.select(watched, [], [], TICK if self.stopping else LOOK if self.watch else None)
             if output.fd in ready:
                 output.copy()
             if self._wakeup in ready:
@@ -86,6 +90,10 @@ class Supervisor:
                     os.read(self._wakeup, 4096)
             self._pass_on()
             code = self._reap()
+            if code is None and self._unwell():
+                self._signal_group(child, signal.SIGKILL)  # nothing it could still answer; a hanging one ignores TERM
+                self._wait_for(child)
+                code = EXIT_UNWELL
         child.returncode = code  # so that Popen does not wait for it as well
         self._child = None
         self._signal_group(child, signal.SIGKILL)  # workers that it left behind
@@ -105,6 +113,23 @@ class Supervisor:
             self._kill_at = float("inf")
             print(f"entrypoint: still there after {self.kill_after:.0f} s; killed", file=sys.stderr, flush=True)
             self._signal_group(self._child, signal.SIGKILL)
+
+    def _unwell(self) -> bool:
+        """Whether the watch finds something wrong, which is then said; looked at now and then."""
+        if self.watch is None or self._forwarded or time.monotonic() < self._look_at:
+            return False  # once it was told to end, its handler may
+        self._look_at = time.monotonic() + LOOK
+        for line in self.watch.lines():
+            print(line, flush=True)
+        problem = self.watch.problem()
+        if problem:
+            print(f"entrypoint: {problem}; this container ends, so that it is replaced", file=sys.stderr, flush=True)
+        return bool(problem)
+
+    @staticmethod
+    def _wait_for(child: subprocess.Popen[bytes]) -> None:
+        with suppress(ChildProcessError):
+            os.waitpid(child.pid, 0)
 
     def _reap(self) -> int | None:
         """Wait for everything that has ended, orphans too; the command's exit code if it is among them."""

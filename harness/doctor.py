@@ -1,4 +1,7 @@
-"""What this machine can do, and the remedy where it cannot. Nothing is started, installed, or asked over the net."""
+"""What this machine can do, and the remedy where it cannot. Nothing is started or installed.
+
+Nothing is asked over the net either, unless it is `look_at_aws`.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ import psutil
 from harness import bootstrap
 from harness.assets import djl
 from harness.aws import session as aws
+from harness.aws.session import Aws
 from harness.errors import HarnessError, Problem
 from harness.executors import neuron_host
 from harness.images import engine
 from harness.paths import CACHE, IN_CHECKOUT, environment
+from harness.run import probes
 from harness.spec import profile as profiles, stacks
+from harness.spec.runfile import RunFile
 
 SET_UP = "make setup" if IN_CHECKOUT else "harness setup"
+RUNS_ON_AWS = "runs on AWS"
 MADE_BY_RUN = "runs, of which the first one makes it"
 RUNS = "runs"
 """`make demo` and every run on this machine: without it nothing goes."""
@@ -57,6 +64,21 @@ def look(root: Path = Path("/")) -> Iterator[Check]:
     yield _asked("AWS profile", "AWS", lambda: f"account {(p := profiles.load()).account}, region {p.region}")
     yield _credentials()
     yield _neuron(root)
+    for name, ask in probes.of_neuron_host(neuron_host.look(root)):
+        yield _asked(name, "devices neuron", lambda ask=ask: probes.within(ask))  # type: ignore[misc]
+
+
+def look_at_aws(run: RunFile, seconds: float = probes.TIME_OUT) -> Iterator[Check]:
+    """What a run needs of the account; each question is given up after `seconds`. Without an identity only that."""
+    if not profiles.is_there():
+        yield _missing("AWS profile", RUNS_ON_AWS, Problem("there is none", hint="write one: harness init"))
+        return
+    profile = profiles.load()
+    for name, ask in probes.of_account(Aws(profile), profile, run):
+        check = _asked(name, RUNS_ON_AWS, lambda ask=ask: probes.within(ask, seconds))  # type: ignore[misc]
+        yield check
+        if name == probes.IDENTITY and not check.ok:  # every other answer would be the same refusal
+            return
 
 
 def _machine() -> Iterator[Check]:

@@ -8,8 +8,8 @@
     ├── Busy                  7  another command holds the run, or a port is taken
     ├── NotFound              8  no such run, endpoint or file
     ├── NotStarted            9  a container could not be started, or the local SageMaker
-    ├── Refused              10  AWS refuses: credentials, permissions, a quota, a request; or it cannot be reached
-    └── Interrupted         130  Ctrl-C or TERM (128 + signal number)
+    └── Refused              10  AWS refuses: credentials, permissions, a quota, a request; or it cannot be reached
+    Interrupted             130  Ctrl-C or TERM (128 + signal number); beside the family, as KeyboardInterrupt is
 
 Exit code 1 is left to bugs, 2 to the command line's own parser.
 """
@@ -97,11 +97,16 @@ class Refused(HarnessError):
         self.code, self.operation = code, operation
 
 
-class Interrupted(HarnessError):
-    """Ended by a signal; `signum` 2 gives exit code 130, 15 gives 143, as a shell reports them."""
+class Interrupted(BaseException):
+    """Ended by a signal; `signum` 2 gives exit code 130, 15 gives 143, as a shell reports them.
+
+    No Exception, as KeyboardInterrupt is none: botocore takes an Exception in mid-request for a broken connection and
+    tries again, and the signal would be lost.
+    """
 
     def __init__(self, signum: int, what: str = "interrupted", hint: str = "") -> None:
-        super().__init__(what, hint=hint)
+        super().__init__(what)
+        self.problems = [Problem(what, hint=hint)]
         self.signum = signum
         self.exit_code = 128 + signum
 

@@ -122,11 +122,12 @@ def _show_lines(child: subprocess.Popen[str]) -> list[str]:
     return list(last)
 
 
-def detach(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def detach(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a server that outlives this process: in a session of its own, its output added to `log`."""
     with log.open("ab") as handle:
         child = subprocess.Popen(
             argv,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=handle,
             stderr=subprocess.STDOUT,

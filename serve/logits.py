@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from containers.artifact import opened
+from containers.artifact import ArtifactError, opened
 from containers.contract import DEVICE_ENV, Paths
 from serve import engines
+from serve.generator import Generator
 from serve.options import ServeOptions
 from serve.prepare import options_from
-from serve.protocols.lmi import Parameters
+from serve.request import Parameters, Request
+from serve.scheduler import Step
 
 # Short, odd and long: several context buckets, a prompt of one token.
 PROMPTS = ("v0 red:", "v1 blue:", "a", "What is this?", "v2 red: hot, and once more: v3 blue:")
@@ -36,16 +38,22 @@ def compare(model_dir: Path, engine_name: str, options: ServeOptions) -> dict[st
     import torch
     from transformers import AutoModelForCausalLM
 
-    engine: Any = engines.load(engine_name, model_dir, options)
+    from serve.engines.cpu import choose_dtype
+
+    engine = engines.load(engine_name, model_dir, options)
     # Engine cpu serves in fp32 where the processor has no bf16; engine neuron in what was asked for.
-    dtype = {torch.float32: "fp32"}.get(engine.model.dtype, "bf16") if engine_name == "cpu" else options.dtype
+    dtype = choose_dtype(options.dtype)[0] if engine_name == "cpu" else options.dtype
     reference = AutoModelForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float32).eval()
     worst, rows, equal = 0.0, 0, 0
     for prompt in PROMPTS:
-        with recorded(engine.model) as seen:
-            engine.generate([prompt], Parameters(max_new_tokens=NEW_TOKENS))
-        chosen = [int(row.argmax()) for row in seen]
-        ids = [*engine.tokenizer(prompt)["input_ids"], *chosen[:-1]]
+        generator = Generator(engine)
+        with recorded(engine) as seen:
+            (job,) = generator.submit((Request(prompt, Parameters(max_new_tokens=NEW_TOKENS)),), float("inf"))
+            while not generator.idle:
+                generator.step()
+        if job.error:
+            raise ArtifactError(f"the engine failed: {job.error}")
+        ids = [*job.sequence.prompt, *job.sequence.generated[:-1]]
         with torch.inference_mode():
             wanted = reference(torch.tensor([ids])).logits[0, -len(seen) :].float()
         for ours, theirs in zip(seen, wanted):  # noqa: B905
@@ -65,21 +73,23 @@ def compare(model_dir: Path, engine_name: str, options: ServeOptions) -> dict[st
 
 
 @contextmanager
-def recorded(model: Any) -> Iterator[list[Any]]:
+def recorded(engine: Any) -> Iterator[list[Any]]:
     """The logits, (vocabulary,) each, of every token chosen while the block runs; for one prompt at a time."""
-    original, seen = model.forward, []
+    import torch
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        out = original(*args, **kwargs)
-        logits = getattr(out, "logits", out)  # transformers' (1, columns, vocabulary), transformers-neuronx' (1, v)
-        seen.append((logits[0, -1] if logits.dim() == 3 else logits[0]).detach().float().cpu().clone())
-        return out
+    original = engine.forward
+    seen: list[Any] = []
 
-    model.forward = forward
+    def forward(step: Step) -> Any:
+        logits = original(step)
+        seen.extend(torch.from_numpy(row.copy()) for row in logits)
+        return logits
+
+    engine.forward = forward
     try:
         yield seen
     finally:
-        model.forward = original
+        engine.forward = original
 
 
 def main(argv: list[str]) -> int:

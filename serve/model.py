@@ -1,87 +1,73 @@
-"""The handler that DJL Serving calls: the only file that imports djl_python.
+"""The handler that DJL Serving calls: the only file that imports djl_python. Runs on 0.30 and 0.34 alike.
 
 DJL executes this file up to three times while it looks for hooks, so importing it does nothing: the engine is
-made by the first call, which DJL sends empty, with the options as properties.
+made by the first call, which DJL sends empty, with the options as properties. Every later call is a step of the
+rolling batch (serve/rolling.py), whatever number of requests are active.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+import os
 from pathlib import Path
 from typing import Any
 
 from djl_python import Input, Output
 
-from containers import drain
-from serve import engines
-from serve.options import ServeOptions, from_properties
-from serve.protocols import errors, lmi
-from serve.protocols.errors import RequestError
+from containers import drain, health
+from serve import engines, service
+from serve.options import OptionError, check_environment, from_properties
+from serve.rolling import Frame, Part, RollingBatch
 
-
-@lru_cache(maxsize=1)
-def _engine(name: str, model_dir: str, options: ServeOptions) -> engines.Engine:
-    return engines.load(name, Path(model_dir), options)
-
-
-@lru_cache(maxsize=1)
-def _state() -> dict[str, Any]:
-    """What the INIT call said; later calls carry no options."""
-    return {}
+_state: dict[str, Any] = {}
+"""What the first call made; later calls carry no options."""
 
 
 def handle(inputs: Input) -> Output | None:
-    """DJL's entry point: None answers the INIT call, an Output everything else."""
-    if inputs.is_empty():
-        properties = inputs.get_properties()
-        options = from_properties(properties)
-        name = properties.get("serve_engine", "neuron")
-        _state()["engine"] = _engine(name, properties["model_dir"], options)
-        print(f"handler ready: engine {name}, {options}", flush=True)
+    """DJL's entry point: None answers the first call, an Output with a frame for each request everything else."""
+    if "batch" not in _state:
+        try:
+            _state.update(_started(inputs.get_properties()))
+        except Exception as error:
+            health.start_failed(error)
+            raise
         return None
-    if drain.stopping():
-        return _json(503, errors.body(503, "this server is being stopped; send the request again"))
-    try:
-        with drain.in_progress():
-            return _answer(_state()["engine"], lmi.parse(inputs.get_as_bytes()))
-    except RequestError as error:
-        return _json(error.status, errors.body(error.status, str(error)))
-    except Exception as error:  # noqa: BLE001 (the client gets one line; the log gets the traceback)
-        import traceback
+    batch: RollingBatch = _state["batch"]
+    if inputs.get_property("reset_rollingbatch"):
+        batch.reset()
+    parts = inputs.get_batches()
+    _state["in_progress"].hold()
+    with _state["pulse"].step() if _state["pulse"] else service.nothing():
+        frames = batch.step(len(parts), [_part(part) for part in parts[batch.known :]], drain.stopping())
+    if not batch.known:
+        _state["in_progress"].let_go()  # DJL's half second to send the last answers is PID 1's business
+    batch.metrics.flush()
+    return _output(frames)
 
-        traceback.print_exc()
-        return _json(500, errors.body(500, f"{type(error).__name__}: {error}".splitlines()[0]))
+
+def _started(properties: dict[str, str]) -> dict[str, Any]:
+    if properties.get("rolling_batch") != "custom":
+        raise OptionError(f"rolling_batch is {properties.get('rolling_batch')!r}; this handler needs custom")
+    check_environment(os.environ)
+    options = from_properties(properties)
+    engine = engines.load(properties.get("serve_engine", "neuron"), Path(properties["model_dir"]), options)
+    print(engine.description, flush=True)
+    batch, slowest = service.start(engine, options, os.environ.get("SERVING_PROMETHEUS") == "true")
+    print(f"handler ready: engine {properties.get('serve_engine', 'neuron')}, {options}", flush=True)
+    return {"batch": batch, "in_progress": drain.InProgress(), "pulse": health.pulse(slowest)}
 
 
-def _answer(engine: engines.Engine, request: lmi.Request) -> Output:
-    if not request.stream:
-        return _json(200, lmi.render(request, engine.generate(request.prompts, request.parameters)))
-    pieces = engine.stream(request.prompts[0], request.parameters)
-    first = next(pieces)  # raises here, with a status of its own, rather than inside a stream of status 200
+def _part(part: Input) -> Part:
+    headers = {str(name).lower(): str(value) for name, value in part.get_properties().items()}
+    return Part(bytes(part.get_as_bytes() or b""), headers)
+
+
+def _output(frames: list[Frame]) -> Output:
     output = Output()
-    output.add_property("Content-Type", "application/jsonlines")
-    output.add_stream_content(drain.streamed(_lines(first, pieces)), output_formatter=lambda line: line)
-    return output
-
-
-def _lines(first: str | lmi.Generation, rest: Iterator[str | lmi.Generation]) -> Iterator[bytes]:
-    """JSON lines; a failure in mid-stream is a last line with `error`, since the status is already sent."""
-    try:
-        yield _line(first)
-        for piece in rest:
-            yield _line(piece)
-    except Exception as error:  # noqa: BLE001
-        yield errors.body(500, f"{type(error).__name__}: {error}".splitlines()[0]) + b"\n"
-
-
-def _line(piece: str | lmi.Generation) -> bytes:
-    return lmi.stream_piece(piece) if isinstance(piece, str) else lmi.stream_end(piece)
-
-
-def _json(status: int, body: bytes) -> Output:
-    # The message becomes the HTTP reason phrase, where a newline would break the response: it stays constant.
-    output = Output(status, "OK" if status < 400 else "refused")
-    output.add_property("Content-Type", "application/json")
-    output.add(body)
+    for i, frame in enumerate(frames):
+        content: dict[str, Any] = {"data": frame.data.decode(), "last": frame.last}
+        if frame.status:
+            content.update(code=frame.status, error=frame.error)
+        if frame.content_type:
+            output.add_property(f"batch_{i}_Content-Type", frame.content_type)
+        output.add(Output.binary_encode(content), batch_index=i)
     return output

@@ -24,7 +24,8 @@ from containers.artifact import (
     write_compile_key,
 )
 from containers.contract import Paths
-from serve.options import OptionError, ServeOptions, from_properties
+from serve.compilers import to_device
+from serve.options import PREFIX, OptionError, ServeOptions, check_environment, from_properties
 
 
 def prepare(model_dir: Path, output_dir: Path, options: ServeOptions) -> Path:
@@ -47,7 +48,7 @@ def prepare(model_dir: Path, output_dir: Path, options: ServeOptions) -> Path:
         print(f"prepare: {found} is compiled for these options already", flush=True)
         return found
     model = neuron.build(output_dir, options)
-    model.to_neuron()
+    to_device(model, None)
     compiled = output_dir / COMPILED
     shutil.rmtree(compiled, ignore_errors=True)  # of other options, or of a run that did not finish
     model.save(str(compiled))
@@ -58,8 +59,8 @@ def prepare(model_dir: Path, output_dir: Path, options: ServeOptions) -> Path:
 
 def options_from(environ: Mapping[str, str]) -> ServeOptions:
     """The options of an endpoint's environment, as DJL hands them to the handler."""
-    prefix = "OPTION_"
-    return from_properties({k[len(prefix) :].lower(): v for k, v in environ.items() if k.startswith(prefix)})
+    check_environment(environ)
+    return from_properties({k[len(PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(PREFIX)})
 
 
 def main(argv: list[str]) -> int:

@@ -68,6 +68,8 @@ def test_base_and_tuned_differ_in_names_and_model_data_only() -> None:
     assert p.base is not None
     base, tuned = p.base.create_model, p.tuned.create_model
     assert base["PrimaryContainer"]["Environment"] == tuned["PrimaryContainer"]["Environment"]
+    # DJL Serving's own limit of a start, 1200 s in the image, would end one that the run file allows.
+    assert tuned["PrimaryContainer"]["Environment"]["OPTION_MODEL_LOADING_TIMEOUT"] == "1800"
     assert base["PrimaryContainer"]["ModelDataSource"]["S3DataSource"]["S3Uri"].endswith("/")
     assert tuned["PrimaryContainer"]["ModelDataSource"]["S3DataSource"]["S3Uri"] == {"placeholder": "artifact_uri"}
 

@@ -107,13 +107,15 @@ import sys, os, time, signal
 sys.path.insert(0, {root!r})
 from containers import drain
 signal.signal(signal.SIGTERM, lambda *_: (print("server ends", flush=True), os._exit(143)))
-with drain.in_progress():
-    print("working", flush=True)
-    while not drain.stopping():
-        time.sleep(0.02)
-    print("refuses new requests", flush=True)
-    time.sleep(0.7)
-    print("answered", flush=True)
+held = drain.InProgress()
+held.hold()
+print("working", flush=True)
+while not drain.stopping():
+    time.sleep(0.02)
+print("refuses new requests", flush=True)
+time.sleep(0.7)
+print("answered", flush=True)
+held.let_go()
 time.sleep(60)
 """
 
@@ -186,7 +188,9 @@ def test_late_names_are_waited_for_and_missing_ones_named(monkeypatch: pytest.Mo
     monkeypatch.setattr(entrypoint, "_resolves", lambda host: asked.append(host) or asked.count(host) > 2)
     who = Resources(current_host="algo-2", hosts=("algo-1", "algo-10", "algo-2"))
     entrypoint.wait_for_hosts(who, wait=0.4)
-    assert set(asked) == {"algo-1", "algo-10"}
+    assert set(asked) == {"algo-1", "algo-10", "algo-2"}, "the own name as well: the first host opens its port at it"
     monkeypatch.setattr(entrypoint, "_resolves", lambda host: host != "algo-10")
     with pytest.raises(ContractError, match="no address: algo-10"):
         entrypoint.wait_for_hosts(who, wait=0.05)
+    monkeypatch.setattr(entrypoint, "_resolves", lambda host: False)
+    entrypoint.wait_for_hosts(Resources(), wait=0.05)  # alone: no name is needed

@@ -486,6 +486,13 @@ def test_who_attends_to_whom() -> None:
     ]
 
 
+def test_packed_rows_without_their_segments_are_not_trained_on() -> None:
+    """transformers' Trainer removes what the model's forward does not name; no loss would tell."""
+    with pytest.raises(RuntimeError, match="have lost their segment_ids"):
+        packing.attention({"input_ids": 1, "position_ids": 1}, None)
+    assert packing.attention({"input_ids": 1}, None) == {"input_ids": 1}
+
+
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3)), min_size=1, max_size=20), st.integers(4, 16))
 def test_every_row_has_the_one_shape_and_nothing_is_cut(lengths: list[tuple[int, int]], block: int) -> None:
     pairs = [("x " * p, "y " * c) for p, c in lengths]

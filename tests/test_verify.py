@@ -382,6 +382,13 @@ def test_the_report_says_what_is_settled_on_neuron_alone(bench: Any, monkeypatch
     assert len(steps) == len(STEP_NAMES)
     assert all(" | 0 of " in line for line in steps)
     assert "Nothing of Neuron is settled by this device" in reports["cpu"]
+    # A verdict for each claim of the README.
+    claims = reports["neuron"].partition("What the README claims:")[2]
+    assert "- fine-tunes an open LLM on Trainium: **shown**" in claims
+    assert "- answers there what it answers here: **refuted**: logits (0.2 apart" in claims
+    assert all(f"- {claim}: **" in claims for claim in verify_report.CLAIMS)
+    on_cpu = reports["cpu"].partition("What the README claims:")[2]
+    assert "**shown**" not in on_cpu and "no Neuron device" in on_cpu
     for line in reports["neuron"].splitlines():
         assert line.count("|") - line.count("\\|") in (0, 4, 6), line
 

@@ -118,7 +118,7 @@ def parse(argv: list[str], groups: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(groups, allow_abbrev=False)
+    parser = HfArgumentParser(groups)
     options = _options(groups)
     words, problems = _words(argv, options)
     values: dict[str, Any] = {}

@@ -190,9 +190,21 @@ def additive(allowed: Any, dtype: Any) -> Any:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, lowest)
 
 
+def keep_segments(trainer: Any) -> None:
+    """transformers' Trainer removes from batches what the model's forward does not name; not segment_ids, please."""
+    trainer._set_signature_columns_if_needed()
+    if "segment_ids" not in trainer._signature_columns:
+        trainer._signature_columns.append("segment_ids")
+
+
 def attention(inputs: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """A batch as models take it: without segment_ids, which become the attention mask (batch, 1, n, n) of `dtype`."""
+    """A batch as models take it: without segment_ids, which become the attention mask (batch, 1, n, n) of `dtype`.
+
+    Raises RuntimeError for packed rows without them: examples would see each other, and no loss would tell.
+    """
     if "segment_ids" not in inputs:
+        if "position_ids" in inputs:
+            raise RuntimeError("packed rows have lost their segment_ids: see keep_segments")
         return inputs
     rest = {k: v for k, v in inputs.items() if k != "segment_ids"}
     return {**rest, "attention_mask": additive(block_diagonal(inputs["segment_ids"]), dtype)}

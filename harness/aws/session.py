@@ -15,8 +15,10 @@ from harness.spec.profile import Profile
 
 # Seconds. A stream may take 8 minutes between two parts; a little more, so that SageMaker's own error comes.
 READ_TIMEOUT = {"sagemaker-runtime": 490}
+# Of a client whose requests go nowhere, or whose server was found without its key pair.
+NO_CREDENTIALS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
 # What a local SageMaker answers even where its objects are in AWS's S3.
-LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs")
+LOCAL_SERVICES = ("sagemaker", "sagemaker-runtime", "logs", "scheduler")
 
 
 class Aws:
@@ -46,7 +48,8 @@ class Aws:
 
         profile, local = self.profile, self._is_local(service)
         config = Config(
-            retries={"mode": "standard", "max_attempts": 2 if local else 8},
+            # A second try of an invocation generates a second time, and waits as long again.
+            retries={"mode": "standard", "max_attempts": 2 if local or service == "sagemaker-runtime" else 8},
             connect_timeout=5,
             read_timeout=READ_TIMEOUT.get(service, 60),
             max_pool_connections=20,
@@ -54,10 +57,11 @@ class Aws:
             s3={"addressing_style": "path" if local else "auto"},
             proxies={} if local else None,
         )
-        more = {}
+        more: dict[str, Any] = {}
         if local:
-            key, secret = profile.access_key or ("local", "local")
-            more = {"aws_access_key_id": key, "aws_secret_access_key": secret, "endpoint_url": profile.endpoint_url}
+            more = {"endpoint_url": profile.endpoint_url, **NO_CREDENTIALS}
+            if profile.access_key:
+                more |= dict(zip(NO_CREDENTIALS, profile.access_key, strict=True))
         try:
             session = _local_session() if local else self._aws_session()
             return session.client(service, region_name=region, config=config, **more)
@@ -108,6 +112,12 @@ class Aws:
             raise EndpointFailed(f"endpoint {name}: the stream broke", why) from None
         finally:
             stream.close()
+
+
+def read_models() -> None:
+    """Import boto3 and read what clients of a local SageMaker are made from, for whoever has to wait anyway."""
+    for service in (*LOCAL_SERVICES, "s3", "sts", "iam"):
+        _local_session().client(service, region_name="us-west-2", endpoint_url="http://127.0.0.1", **NO_CREDENTIALS)
 
 
 def _session(profile_name: str) -> Any:

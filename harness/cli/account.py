@@ -32,14 +32,26 @@ def init(
     output.out(str(where))
 
 
-def doctor(json: JsonFlag = False) -> None:
-    """Say what this machine has, what is missing for what, and the remedy."""
+def doctor(
+    run_file: Annotated[
+        Path | None,
+        typer.Argument(help="Whose instances quotas are asked for; tinyllama-imdb if left out.", metavar="[RUNFILE]"),
+    ] = None,
+    aws: Annotated[bool, typer.Option("--aws", help="Ask the account, too; nothing is made there.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Say what this machine has, with --aws also the account; what is missing for what, and the remedy."""
     import json as encoder
 
     from harness import doctor as doctors
-    from harness.errors import MissingPrerequisite
+    from harness.errors import InvalidInput, MissingPrerequisite
+    from harness.spec import runfile
 
+    if run_file is not None and not aws:
+        raise InvalidInput("a run file has no effect without --aws", hint="harness doctor --aws RUNFILE")
     found = list(doctors.look())
+    if aws:
+        found += doctors.look_at_aws(runfile.load(runfile.find(run_file or Path("tinyllama-imdb"))))
     if json:
         output.out(encoder.dumps([check.to_json() for check in found], indent=2))
     else:
@@ -49,7 +61,7 @@ def doctor(json: JsonFlag = False) -> None:
             for word, text in (("for", check.needed_for), ("why", check.why), ("remedy", check.remedy)):
                 if text and not check.ok:
                     output.out(f"         {word + ':':8}{text}")
-    if any(check.missing for check in found):
+    if any(check.missing or (check.needed_for == doctors.RUNS_ON_AWS and not check.ok) for check in found):
         raise typer.Exit(MissingPrerequisite.exit_code)
 
 

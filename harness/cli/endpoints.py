@@ -11,7 +11,7 @@ import typer
 
 from harness.cli import output
 from harness.cli.cleanup import age
-from harness.cli.runs import JsonFlag, RunArg, run_ids
+from harness.cli.runs import JsonFlag, MaxCostFlag, RunArg, run_ids
 
 if TYPE_CHECKING:
     from harness.sagemaker.client import RunClient
@@ -22,13 +22,14 @@ def deploy(
     run_id: RunArg = None,
     base: Annotated[bool, typer.Option("--base", help="The model before fine-tuning.")] = False,
     ttl: Annotated[
-        str, typer.Option("--ttl", help="Time to live for `down --expired`, for example 2h.", metavar="TIME")
+        str, typer.Option("--ttl", help="Time to live: then it is deleted; for example 2h.", metavar="TIME")
     ] = "",
+    max_cost: MaxCostFlag = "",
 ) -> None:
     """Start an endpoint that stays; prints its name."""
     from harness import record as records
     from harness.errors import NotFound
-    from harness.run import steps
+    from harness.run import platforms, spending, steps
 
     seconds = age(ttl) if ttl else None
     with output.reporter() as reporter:
@@ -36,6 +37,9 @@ def deploy(
         deployment = run.plan.base if base else run.plan.tuned
         if deployment is None:
             raise NotFound(f"run {run.record.id} has no base model to deploy", "it does not compare before and after")
+        if max_cost:
+            instance = deployment.create_endpoint_config["ProductionVariants"][0]["InstanceType"]
+            seconds = spending.endpoint_seconds(max_cost, instance, platforms.of(run.record), seconds)
         with steps.working_on(run.record, "deploy", reporter) as client:
             endpoint = steps.deploy(client, deployment, reporter, seconds)
     output.out(endpoint.name)
@@ -74,6 +78,37 @@ def invoke(
             said = asking.texts(answer)[0]
             row = {"prompt": text, "generated_text": said}
             output.out(encoder.dumps(row, ensure_ascii=False) if json else said)
+
+
+def proxy(
+    endpoint: Annotated[str, typer.Argument(help="An endpoint's name, such as `harness ps` shows.")],
+    platform: Annotated[str, typer.Option(help="Where it is: local, ec2 or sagemaker.")] = "local",
+    region: Annotated[str, typer.Option(help="Instead of the profile's.")] = "",
+    port: Annotated[int | None, typer.Option(min=1024, max=65535, help="Instead of a free one.")] = None,
+) -> None:
+    """Offer an endpoint to OpenAI's clients on this machine."""
+    import secrets
+    import time
+
+    from harness import proxy as proxying
+    from harness.run import platforms
+
+    with platforms.runtime(platform, region) as aws:
+        described = aws.call("sagemaker", "describe_endpoint", EndpointName=endpoint)
+        if described["EndpointStatus"] not in ("InService", "Updating"):
+            from harness.errors import NotStarted
+
+            raise NotStarted(
+                f"endpoint {endpoint} is {described['EndpointStatus']}", hint="wait until it is InService"
+            )
+        token = secrets.token_urlsafe(24)
+        application = proxying.application(proxying.Endpoint(aws.client("sagemaker-runtime"), endpoint), token)
+        with proxying.serving(application, port or 0) as bound:
+            output.note(f"endpoint {endpoint} under OpenAI's routes, for this machine only; Ctrl-C ends it")
+            output.out(f"export OPENAI_BASE_URL=http://127.0.0.1:{bound}/v1")
+            output.out(f"export OPENAI_API_KEY={token}")
+            while True:
+                time.sleep(3600)  # the interrupt ends it
 
 
 @contextmanager

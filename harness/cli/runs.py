@@ -58,26 +58,82 @@ PlatformFlag = Annotated[
         autocompletion=lambda: ["local", "ec2", "sagemaker"],
     ),
 ]
+MaxCostFlag = Annotated[
+    str,
+    typer.Option(
+        "--max-cost",
+        help="What it may cost at most: refused beforehand, kept by MaxRuntime and expiry.",
+        metavar="USD",
+    ),
+]
 RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]
 
 
-def plan(run_file: RunFileArg, platform: PlatformFlag = "", region: RegionFlag = "", json: JsonFlag = False) -> None:
-    """Check a run file and show its requests."""
-    from harness.run import platforms
+def plan(
+    run_file: RunFileArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
+    json: JsonFlag = False,
+    what_if: Annotated[
+        str,
+        typer.Option("--what-if", help="Compare settings: fit, time, cost of each value.", metavar="KEY=A,B,C"),
+    ] = "",
+    requests: Annotated[bool, typer.Option("--requests", help="Show the requests and derived values only.")] = False,
+) -> None:
+    """Check a run file: whether it fits, how long it takes, what it costs, and the requests it makes."""
+    import json as encoder
+
+    from harness.cli import forecast as shown
+    from harness.errors import InvalidInput
+    from harness.run import forecast, platforms
     from harness.spec import checks, plan as plans, runfile, stacks
 
-    stack = stacks.get(stacks.DEFAULT)
-    run = checks.load(runfile.find(run_file), stack)
-    made = plans.make(run, stack, platforms.choose(platform, region).profile, f"{run.name}-RUN")
-    if json:
-        output.out(made.to_json())
+    stack, path = stacks.get(stacks.DEFAULT), runfile.find(run_file)
+    run = checks.load(path, stack)
+    profile = platforms.choose(platform, region).profile
+    if what_if:
+        key, variants = forecast.variants(path, run, stack, profile, what_if)
+        if json:
+            rows = [
+                {"value": v.value, "problem": v.problem} | (shown.to_dict(v.forecast) if v.forecast else {})
+                for v in variants
+            ]
+            output.out(encoder.dumps({"key": key, "variants": rows}, indent=2))
+        else:
+            shown.compare(key, variants)
         return
+    made = plans.make(run, stack, profile, f"{run.name}-RUN")
+    found = forecast.of(path, run, stack, profile)
+    if json:
+        output.out(encoder.dumps(encoder.loads(made.to_json()) | {"forecast": shown.to_dict(found)}, indent=2))
+    else:
+        if not requests:
+            output.out(f"{run.name}: fit, time and price (stack {made.stack}, {profile.region})")
+            output.out("")
+            shown.show(found)
+        _show_requests(run.name, made)
+    if found.problems:
+        raise InvalidInput.of(found.problems)
+
+
+def _show_requests(name: str, made: Any) -> None:
+    from harness.cli.forecast import columns
+    from harness.spec import plan as plans
+
     rows = [(op, next(str(v) for k, v in req.items() if k.endswith("Name"))) for op, req in plans.requests_of(made)]
-    output.table(f"{run.name}: requests, in order (stack {made.stack})", rows, ("operation", "name"))
-    output.out("")
-    output.table("hyperparameters", sorted(made.create_training_job["HyperParameters"].items()), ("name", "value"))
-    output.out("")
-    output.table("derived", [(d.name, d.value, d.reason) for d in made.derived], ("name", "value", "because"))
+    output.out(f"{name}: requests, in order (stack {made.stack})")
+    parameters = sorted(made.create_training_job["HyperParameters"].items())
+    derived = [(d.name, d.value, d.reason) for d in made.derived]
+    for title, table, header in (
+        ("", rows, ("operation", "name")),
+        ("hyperparameters", parameters, ("name", "value")),
+        ("derived", derived, ("name", "value", "because")),
+    ):
+        if title:
+            output.out("")
+            output.out(title)
+        for line in columns(table, header):
+            output.out(line)
 
 
 def run(
@@ -86,6 +142,7 @@ def run(
     region: RegionFlag = "",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
     executor: ExecutorFlag = "",
+    max_cost: MaxCostFlag = "",
     json: JsonFlag = False,
 ) -> None:
     """Train, serve, measure, report, take down."""
@@ -93,7 +150,7 @@ def run(
     from harness.run.report import Meter
 
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, True, platform, region, executor)
+        started = steps.start_or_continue(run_file, True, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
         result = None if keep else started.record.read_json("result.json")
         if result is None:
@@ -110,13 +167,17 @@ def run(
 
 
 def train(
-    run_file: StartArg, platform: PlatformFlag = "", region: RegionFlag = "", executor: ExecutorFlag = ""
+    run_file: StartArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
+    executor: ExecutorFlag = "",
+    max_cost: MaxCostFlag = "",
 ) -> None:
     """Run the training job alone; prints the run's id."""
     from harness.run import steps
 
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, False, platform, region, executor)
+        started = steps.start_or_continue(run_file, False, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
         with steps.working_on(started.record, "train", reporter) as client:
             steps.train(started, client, reporter)
@@ -137,9 +198,11 @@ def ps(json: JsonFlag = False) -> None:
     for item in found:
         accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.1f} %"
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
-        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown))
+        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown, item.cost))
     if rows:
-        output.table("", rows, ("run", "platform", "training", "accuracy", "endpoints"))
+        header = ("run", "platform", "training", "accuracy", "endpoints", "cost")
+        costs = any(item.cost for item in found)
+        output.table("", [row if costs else row[:-1] for row in rows], header if costs else header[:-1])
     else:
         output.out("no runs here; start one: harness run RUNFILE")
 

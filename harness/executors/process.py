@@ -62,6 +62,7 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
         env.update(PYTHONPATH=os.pathsep.join([stand_ins, str(PRODUCT)]), PJRT_DEVICE="CPU", OMP_NUM_THREADS="1")
     if spec.port is not None:
         env[contract.PORT_ENV] = str(spec.port)
+        env[contract.LOOPBACK_ENV] = "1"
     return {**env, **spec.environment}
 
 

@@ -144,7 +144,9 @@ def up(state: Path, port: int | None, region: str, executor: str, objects_in_s3:
     words = [sys.executable, "-m", "harness.local.server", str(state), "--region", region]
     words += ["--executor", executor or "process"]
     words += ["--objects-in-s3"] if objects_in_s3 else []
-    child = shell.detach([*words, "--port", str(port or 0)], log)
+    # glibc gives each of its many threads a heap of its own, and none of them would become smaller again.
+    env = {"MALLOC_ARENA_MAX": "2", **os.environ}
+    child = shell.detach([*words, "--port", str(port or 0)], log, env)
     deadline = time.monotonic() + UP_WITHIN
     while time.monotonic() < deadline:
         server = find(state)

@@ -123,11 +123,11 @@ class Roles:
     def __init__(self, account: str) -> None:
         self._backend = iam_backends[account]["aws"]
 
-    def ensure(self, name: str) -> None:
-        """A role that SageMaker may assume."""
+    def ensure(self, name: str, trust: dict[str, Any] = TRUST) -> None:
+        """A role that SageMaker may assume, or whom `trust` says."""
         if not any(role.name == name for role in self._backend.get_roles()):
             description = "for jobs and endpoints of the local SageMaker"
-            self._backend.create_role(name, json.dumps(TRUST), "/", None, description, [], "3600")
+            self._backend.create_role(name, json.dumps(trust), "/", None, description, [], "3600")
 
     def exists(self, arn: str) -> bool:
         """Whether `arn` is a role of this account."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from containers import contract
 from harness import files
 from harness.errors import HarnessError
+from harness.estimate import spend
 from harness.local import control
 from harness.local.store.objects import ObjectStore
 
@@ -58,13 +60,14 @@ def _serve(args: argparse.Namespace) -> int:
 
     from harness.assets import djl
     from harness.local import moto_backends
-    from harness.local.api import hosting, jobs
+    from harness.local.api import hosting, jobs, schedules
     from harness.local.api.front import MAX_BODY, Access, Front
     from harness.local.service import Service
     from harness.paths import CACHE
 
     roles = moto_backends.Roles(ACCOUNT)
     roles.ensure("local")
+    roles.ensure("local-expiry", spend.trust_policy(ACCOUNT))
     store, role_exists = (_s3_store(args), _any_role) if args.objects_in_s3 else (_shared_store(args), roles.exists)
     launchers: dict[str, tuple[Path, ...]] = {}
 
@@ -100,12 +103,14 @@ def _serve(args: argparse.Namespace) -> int:
     server.prepare()  # jobs that settle starts again are told the port; requests wait until serve()
     jobs.settle(service)
     hosting.settle(service)
+    schedules.Timer(service).start()
     port = int(server.bind_addr[1])
     found = {"pid": os.getpid(), "port": port, "region": args.region, "account": ACCOUNT, "executor": args.executor}
     files.write_json(args.state / control.SERVER, {**found, "objects_in_s3": args.objects_in_s3})
     print(f"{time.strftime('%FT%TZ', time.gmtime())} serving on 127.0.0.1:{port}", flush=True)  # noqa: T201
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal that started it is not meant for it
+    gc.freeze()  # modules and models stay; a collection after a large request need not look at them
     with suppress(SystemExit):
         server.serve()
     service.close(LONGEST_STOP)
@@ -170,4 +175,7 @@ def _any_role(_arn: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking thousands of modules apart would be 0.2 s for which the command that stops it waits

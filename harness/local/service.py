@@ -55,6 +55,7 @@ class Service:
         self.models = Table(folder / "sagemaker" / "models")
         self.configs = Table(folder / "sagemaker" / "endpoint-configs")
         self.endpoints = Table(folder / "sagemaker" / "endpoints")
+        self.schedules = Table(folder / "sagemaker" / "schedules")
         self.faults = Faults()
         self.ports = Ports()
         self.closing = threading.Event()
@@ -72,6 +73,13 @@ class Service:
                 f"Could not assume role {arn}. Please ensure that the role exists and allows principal "
                 "'sagemaker.amazonaws.com' to assume the role."
             )
+
+    def check_bucket(self, uri: str, region: str) -> None:
+        """SageMaker reads from and writes to buckets of its own region only. Raises ApiError."""
+        bucket = uri.removeprefix("s3://").partition("/")[0]
+        where = self.store.region_of(bucket)
+        if where not in ("", region):
+            raise invalid(f"The bucket {bucket} is in region {where}; it must be in {region}, as the request is.")
 
     def work(self, kind: str, region: str, name: str, worker: Any) -> None:
         """Run `worker.run()` in a thread of its own, and remember the worker while it runs."""

@@ -12,13 +12,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
 from harness import bootstrap, executors
 from harness.assets import djl
+from harness.aws import session
 from harness.errors import Busy, InvalidInput, NotFound, did_you_mean
 from harness.images import build as images
 from harness.interrupts import shielded
@@ -133,6 +133,17 @@ def opened(record: Record, say: Say, start: bool = True, executor: str = "") -> 
         yield RunClient(record, server.answering(target.profile), say, lambda: images_of(target.executor))
 
 
+@contextmanager
+def runtime(platform: str, region: str = "") -> Iterator[session.Aws]:
+    """The clients of a platform's account, for endpoints of whatever run. A local SageMaker has to be up."""
+    target = choose(platform, region)
+    if platform == "sagemaker":
+        yield session.Aws(target.profile.serving)
+        return
+    with up(state_of(platform), target.profile, lambda _: None, start=False) as server:
+        yield session.Aws(server.answering(target.profile))
+
+
 def check(client: RunClient, run: RunFile, plan: Plan) -> None:
     """Everything that can be known before anything costs time or money; all problems at once.
 
@@ -216,9 +227,11 @@ def _started(state: Path, profile: Profile, executor: str) -> Server:
     with shielded():
         state.mkdir(parents=True, exist_ok=True)
         (state / ON_DEMAND).touch()
-        # Every call after this one needs it: a third of a second; the server's own imports take a whole one.
-        Thread(target=import_module, args=("boto3",), daemon=True).start()
+        # Every call after this one needs it: half a second; the server's own imports take a whole one.
+        reader = Thread(target=session.read_models, daemon=True)
+        reader.start()
         server, _ = control.up(state, None, profile.region, executor, objects_in_s3=profile.objects_in_s3)
+        reader.join()  # clients must not be made by two threads at once
         return server
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from harness import record as records
 from harness.errors import HarnessError, NotFound
 from harness.local import control
 from harness.record import Record
-from harness.run import platforms
+from harness.run import forecast, platforms, spending
 from harness.sagemaker.client import RunClient
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -38,6 +39,8 @@ class RunStatus:
     endpoints: tuple[EndpointStatus, ...]
     accuracy: float | None
     note: str = ""
+    cost: str = ""
+    """On AWS: of its job, and of what is alive so far and per hour; from the price table, not from the bill."""
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -72,7 +75,11 @@ def _of(record: Record) -> RunStatus:
         note = error.problems[0].what
     result = record.read_json("result.json") or {}
     accuracy = result.get("accuracy", {}).get("tuned")
-    return RunStatus(record.id, target.platform, training, endpoints, accuracy, note)
+    cost = ""
+    if target.platform == "sagemaker":
+        alive = {e.name for e in endpoints} | ({str(job.get("name"))} if training not in ENDED else set())
+        cost = spending.costs(record, alive, datetime.now(UTC), forecast.prices())
+    return RunStatus(record.id, target.platform, training, endpoints, accuracy, note, cost)
 
 
 def _recorded(job: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from harness.files import LineFollower
 from harness.interrupts import repeated, shielded
 from harness.record import Record
 from harness.reporter import Reporter
-from harness.run import evaluate, inputs, invoke, platforms, report
+from harness.run import evaluate, inputs, invoke, platforms, report, spending
 from harness.run.evaluate import HeldOut, Score
 from harness.run.platforms import DEFAULT, Target
 from harness.run.report import Meter
@@ -44,22 +44,28 @@ class Run:
     plan: Plan
 
 
-def start(path: Path, measured: bool = False, target: Target = DEFAULT) -> Run:
-    """Check the run file, make the plan, and only then a record."""
+def start(path: Path, measured: bool = False, target: Target = DEFAULT, max_cost: str = "") -> Run:
+    """Check the run file, make the plan, and only then a record. `max_cost`: USD that the run may cost."""
     path = runfile.find(path)
     stack = stacks.get(stacks.DEFAULT)
-    file = checks.load(path, stack, measured)
+    file, limit = spending.within(max_cost, path, checks.load(path, stack, measured), stack, target)
     plan = plans.make(file, stack, target.profile, records.new_id(file.name))
     texts = {
         "run.json": file.model_dump_json(indent=2) + "\n",
         "plan.json": plan.to_json() + "\n",
         **platforms.texts(target),
+        **limit,
     }
     return Run(records.create(plan.run_id, path, texts), file, plan)
 
 
 def start_or_continue(
-    argument: Path, measured: bool = False, platform: str = "", region: str = "", executor: str = ""
+    argument: Path,
+    measured: bool = False,
+    platform: str = "",
+    region: str = "",
+    executor: str = "",
+    max_cost: str = "",
 ) -> Run:
     """A run file starts a run on `platform`; the id of a run goes on with it where it was started."""
     if argument.parent == Path() and not argument.is_file():
@@ -71,11 +77,13 @@ def start_or_continue(
                     raise InvalidInput(f"run {record.id} is on platform {where}")
                 if region:
                     raise InvalidInput(f"run {record.id} has its region; --region is for a new run")
+                if max_cost:
+                    raise InvalidInput(f"run {record.id} is planned already; --max-cost is for a new run")
                 platforms.with_executor(record, executor)
                 if measured and (problems := checks.check_measurable(run.file)):
                     raise InvalidInput.of(problems)
                 return run
-    return start(argument, measured, platforms.choose(platform, region, executor))
+    return start(argument, measured, platforms.choose(platform, region, executor), max_cost)
 
 
 def resume(record: Record) -> Run:
@@ -214,7 +222,7 @@ class _Progress:
 
 
 def deploy(client: RunClient, deployment: Deployment, reporter: Reporter, ttl: float | None = None) -> Endpoint:
-    """One endpoint, InService. `ttl`: seconds until `down --expired` takes it down, instead of the profile's.
+    """One endpoint, InService. `ttl`: seconds until it ends by itself, instead of the run's limit or the profile's.
 
     Interrupted on this machine, what was begun is deleted; what AWS has begun goes on.
     """
@@ -222,7 +230,7 @@ def deploy(client: RunClient, deployment: Deployment, reporter: Reporter, ttl: f
         platforms.set_up(platforms.of(client.record).executor, reporter.say)  # may have gone since training
     reporter.say(f"endpoint {deployment.endpoint_name}: Creating")
     try:
-        endpoint = client.deploy(deployment, ttl=ttl)
+        endpoint = client.deploy(deployment, ttl=ttl if ttl is not None else spending.ttl_of(client.record))
     except Interrupted:
         if client.local:
             with suppress(HarnessError):

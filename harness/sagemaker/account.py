@@ -12,6 +12,7 @@ from typing import Any
 from harness.aws.errors import is_taken
 from harness.aws.session import Aws
 from harness.errors import HarnessError, InvalidInput
+from harness.estimate import spend
 from harness.sagemaker import preflight
 from harness.spec import profile as profiles
 from harness.spec.profile import Profile
@@ -45,6 +46,7 @@ def propose(file: Path | None, wanted: Mapping[str, str]) -> Profile:
         "region": region,
         "role_arn": given["role_arn"] or f"arn:aws:iam::{account}:role/neuron-harness",
         "bucket": given["bucket"] or f"neuron-harness-{account}-{region}",
+        "expiry_role_arn": f"arn:aws:iam::{account}:role/neuron-harness-expiry",
     }
     if wrong := profiles.check(raw):
         raise InvalidInput("; ".join(wrong))
@@ -57,7 +59,8 @@ def finish(profile: Profile, make: bool, say: Say) -> None:
     preflight.identity(aws, profile)
     if make:
         create(aws, profile, say)
-    problems = preflight.check_role(aws, profile) + preflight.check_bucket(aws, profile)
+    problems = preflight.check_role(aws, profile) + preflight.check_expiry_role(aws, profile)
+    problems += preflight.check_bucket(aws, profile)
     problems += preflight.check_key(aws, profile) + preflight.check_network(aws, profile)
     if profile.serving is not profile:
         there = profile.serving
@@ -72,8 +75,13 @@ def create(aws: Aws, profile: Profile, say: Say) -> None:
     for where in {id(p): p for p in (profile, profile.serving)}.values():
         if preflight.check_bucket(aws, where) and _create_bucket(aws, where):
             say(f"made bucket {where.bucket} in {where.region}")
-    if preflight.check_role(aws, profile) and _create_role(aws, profile):
+    document = execution_policy(profile)
+    if preflight.check_role(aws, profile) and _create_role(aws, profile, profile.role_arn, TRUST, document):
         say(f"made role {profile.role_arn}")
+    arn, trust = profile.expiry_role_arn, spend.trust_policy(profile.account)
+    document = spend.permission_policy(profile.account)
+    if preflight.check_expiry_role(aws, profile) and _create_role(aws, profile, arn, trust, document):
+        say(f"made role {arn}")
 
 
 def _create_bucket(aws: Aws, profile: Profile) -> bool:
@@ -96,19 +104,19 @@ def _create_bucket(aws: Aws, profile: Profile) -> bool:
     return True
 
 
-def _create_role(aws: Aws, profile: Profile) -> bool:
-    name = profile.role_arn.rsplit("/", 1)[1]
+def _create_role(aws: Aws, profile: Profile, arn: str, trust: dict[str, Any], policy: dict[str, Any]) -> bool:
+    name = arn.rsplit("/", 1)[1]
     more: dict[str, Any] = {"Tags": [{"Key": k, "Value": v} for k, v in profile.tags.items()]} if profile.tags else {}
     if profile.permissions_boundary:
         more["PermissionsBoundary"] = profile.permissions_boundary
     try:
-        aws.call("iam", "create_role", RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST), **more)
+        aws.call("iam", "create_role", RoleName=name, AssumeRolePolicyDocument=json.dumps(trust), **more)
     except HarnessError as error:
         if not is_taken(error):
             raise
         return False
-    document = json.dumps(execution_policy(profile))
-    aws.call("iam", "put_role_policy", RoleName=name, PolicyName="neuron-harness", PolicyDocument=document)
+    policy_text = json.dumps(policy)
+    aws.call("iam", "put_role_policy", RoleName=name, PolicyName="neuron-harness", PolicyDocument=policy_text)
     return True
 
 

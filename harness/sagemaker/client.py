@@ -147,7 +147,7 @@ class RunClient:
     ) -> Endpoint:
         """Model, configuration, endpoint, then wait until InService; one that is, is kept.
 
-        `ttl`: seconds after which `down --expired` deletes it, instead of the profile's.
+        `ttl`: seconds after which its schedule deletes it, instead of the profile's hours.
         """
 
         def known() -> dict[str, str]:
@@ -209,6 +209,7 @@ class RunClient:
         for name, region in {(m.name, m.region) for m in self.resources.made() if m.kind in DELETION}:
             if name not in kept:
                 self.hosting.remove(name, region)
+        self.hosting.expiry.cancel_all(but=kept)
 
     def down(self) -> list[str]:
         """Stop jobs, delete endpoints and all that belongs to them; the names of what was there (takedown.py)."""

@@ -14,6 +14,7 @@ from containers import contract
 from harness.aws.errors import is_capacity
 from harness.errors import EndpointFailed, HarnessError, Refused
 from harness.interrupts import shielded
+from harness.sagemaker.expiry import Expiry
 from harness.sagemaker.jobs import TELL_EVERY, Say
 from harness.sagemaker.logs import Streams, endpoint_group
 from harness.sagemaker.resources import DELETION, Resources
@@ -37,6 +38,7 @@ class Endpoints:
     def __init__(self, resources: Resources, region: str, hours: float, say: Say) -> None:
         self.resources, self.region, self.hours, self.say = resources, region, hours, say
         self.aws, self.record, self.poll = resources.aws, resources.record, resources.poll
+        self.expiry = Expiry(resources, say)
         self._told = 0.0
 
     def deploy(
@@ -61,8 +63,10 @@ class Endpoints:
             ):
                 self.remove(name, region)  # a Failed one, and what a crash has left of its parts
                 seconds = ttl if ttl is not None else 3600 * self.hours
-                expires = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-                self._create_all(deployment, {**known(), "expires": expires})
+                expires = datetime.now(UTC) + timedelta(seconds=seconds)
+                needs = {**known(), "expires": expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
+                self.expiry.set(name, expires, region)  # first: killed in between, an endpoint would have no end
+                self._create_all(deployment, needs)
             self._wait_in_service(deployment, on_tick)
         except EndpointFailed:  # SageMaker says so; a call that is refused says nothing about the endpoint
             with suppress(HarnessError), shielded():  # the reason why is what is told; `down` finds what is left
@@ -137,11 +141,12 @@ class Endpoints:
         yield from self.aws.events(answer["Body"], "PayloadPart", "Bytes", endpoint.name)
 
     def remove(self, name: str, region: str) -> None:
-        """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order."""
+        """DeleteEndpoint, DeleteEndpointConfig, DeleteModel, in this order, then its schedule."""
         wanted = {(m.kind, m.name) for m in self.resources.made()}
         for kind in DELETION:
             if (kind, name) in wanted:
                 self.resources.delete(kind, name, region, self.say)
+        self.expiry.cancel(name, region)
 
 
 def _asked(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:

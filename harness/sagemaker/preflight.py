@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from harness.aws.errors import DENIED, is_missing
 from harness.aws.session import Aws
 from harness.errors import HarnessError, InvalidInput, Problem, Refused
+from harness.estimate import spend
 from harness.images import build as builds, registry
 from harness.spec import stacks
 from harness.spec.profile import Profile
@@ -28,6 +29,7 @@ def check(aws: Aws, profile: Profile, run: RunFile, say: Say, stack: str = stack
     problems, unanswered = [], []
     questions: list[tuple[str, Callable[[], list[Problem]]]] = [
         ("the role", lambda: check_role(aws, profile)),
+        ("the expiry's role", lambda: check_expiry_role(aws, profile)),
         ("the bucket", lambda: check_bucket(aws, profile)),
         ("the key", lambda: check_key(aws, profile)),
         ("the network", lambda: check_network(aws, profile)),
@@ -79,12 +81,32 @@ def check_role(aws: Aws, profile: Profile) -> list[Problem]:
         return [
             Problem(f"there is no role {profile.role_arn}", hint="make it: harness init --create, or docs/aws.md")
         ]
-    document = role["AssumeRolePolicyDocument"]
-    document = json.loads(unquote(document)) if isinstance(document, str) else document
+    document = _document(role)
     if not any(_lets_sagemaker(s) for s in _as_list(document.get("Statement", []))):
         why = 'its trust policy does not allow sts:AssumeRole to "sagemaker.amazonaws.com"'
         return [Problem(f"SageMaker cannot assume {profile.role_arn}", why, "docs/aws.md has the trust policy")]
     return []
+
+
+def check_expiry_role(aws: Aws, profile: Profile) -> list[Problem]:
+    """It is there, and EventBridge Scheduler may assume it; a profile without one is told when an endpoint starts."""
+    arn = profile.expiry_role_arn
+    if not arn:
+        return []
+    try:
+        role = aws.call("iam", "get_role", RoleName=arn.rsplit("/", 1)[1])["Role"]
+    except HarnessError as error:
+        if not is_missing(error):
+            raise
+        hint = "make it: harness init --create, or docs/aws.md"
+        return [Problem(f"there is no role {arn}, which deletes endpoints at their expiry", hint=hint)]
+    return spend.check_trust(_document(role), arn)
+
+
+def _document(role: dict[str, Any]) -> dict[str, Any]:
+    document = role["AssumeRolePolicyDocument"]
+    found: dict[str, Any] = json.loads(unquote(document)) if isinstance(document, str) else document
+    return found
 
 
 def _lets_sagemaker(statement: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from harness.aws.transfer import Transfer
 from harness.errors import EndpointFailed, HarnessError, Interrupted, Problem
 from harness.sagemaker import resources
+from harness.sagemaker.expiry import Expiry
 from harness.sagemaker.jobs import Jobs, Say
 from harness.sagemaker.resources import DELETION, RUNNING_JOB, Made, Resources
 from harness.spec.profile import Profile
@@ -53,6 +54,8 @@ class Takedown:
                 self._look_again(region)
         if not self.errors and not self.left:
             self._delete_copies()  # what an endpoint that could not be deleted still loads, and what costs least
+            with self._tried():
+                Expiry(self.resources, self.say).cancel_all()  # as long as something is left, it is to end by itself
         self._report()
         return list(dict.fromkeys(self.gone))
 

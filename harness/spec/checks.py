@@ -204,10 +204,9 @@ def check_serve(run: RunFile) -> list[Problem]:
         if name not in hints:
             hint = did_you_mean(name, serve_options.names())
             problems.append(Problem(f"serve.{name} is not an option of the handler", hint=hint))
-        elif isinstance(value, bool) or not isinstance(value, hints[name]):
-            problems.append(
-                Problem(f"serve.{name} = {value!r}: must be {'a whole number' if hints[name] is int else 'a string'}")
-            )
+        elif type(value) is not hints[name]:
+            kind = {int: "a whole number", bool: "true or false", str: "a string"}[hints[name]]
+            problems.append(Problem(f"serve.{name} = {value!r}: must be {kind}"))
     if not problems:
         try:
             serve_options.ServeOptions(**run.serve)  # type: ignore[arg-type]  # types were checked above

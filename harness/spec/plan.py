@@ -16,7 +16,7 @@ from containers import contract
 from containers.contract import ContractError
 from harness import assets
 from harness.errors import InvalidInput, Problem
-from harness.spec import service_model
+from harness.spec import endpoint_times, service_model
 from harness.spec.profile import Profile
 from harness.spec.runfile import Compute, RunFile
 from harness.spec.stacks import Stack
@@ -302,8 +302,7 @@ def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options
         "ModelName": name,
         "InstanceType": run.compute.serve_instance,
         "InitialInstanceCount": 1,
-        "ContainerStartupHealthCheckTimeoutInSeconds": run.compute.startup_seconds,
-        "ModelDataDownloadTimeoutInSeconds": run.compute.startup_seconds,
+        **endpoint_times.variant(run.compute.startup_seconds),
     }
     if run.compute.serve_instance.startswith(("ml.inf2", "ml.trn")):
         # SageMaker's default host has Neuron driver 2.10, too old for these images; this AMI has 2.19.
@@ -314,7 +313,10 @@ def _deployment(run: RunFile, profile: Profile, run_id: str, which: str, options
             "PrimaryContainer": {
                 "Image": {"placeholder": "serve_image"},
                 "ModelDataSource": {"S3DataSource": source},
-                "Environment": to_environment(options),
+                "Environment": {
+                    **to_environment(options),
+                    **endpoint_times.environment(run.compute.startup_seconds),
+                },
             },
             "ExecutionRoleArn": profile.role_arn,
             "EnableNetworkIsolation": True,

@@ -44,6 +44,8 @@ class Profile:
     """ARN of the key for objects and volumes."""
     permissions_boundary: str = ""
     """ARN; only for the role that `harness init --create` makes."""
+    expiry_role_arn: str = ""
+    """What EventBridge Scheduler deletes endpoints as, at their expiry. Empty: nothing ends an endpoint by itself."""
     aws_profile: str = ""
     """Section of ~/.aws/config; the standard chain where empty."""
     endpoint_hours: int = 8
@@ -88,6 +90,7 @@ LOCAL = Profile(
     region="us-west-2",  # the lab's region
     role_arn="arn:aws:iam::000000000000:role/local",
     bucket="local",
+    expiry_role_arn="arn:aws:iam::000000000000:role/local-expiry",
 )
 
 # [api] botocore's sagemaker model, ECR's and S3's rules for names; a partition is aws, aws-cn, aws-us-gov.
@@ -96,6 +99,7 @@ PATTERNS = {
     "region": (r"[a-z]{2}(-[a-z]+)+-\d", "a region such as us-west-2"),
     "serve_region": (r"([a-z]{2}(-[a-z]+)+-\d)?", "a region such as us-west-2"),
     "role_arn": (r"arn:aws[a-z-]*:iam::\d{12}:role/.+", "the ARN of a role"),
+    "expiry_role_arn": (r"(arn:aws[a-z-]*:iam::\d{12}:role/.+)?", "the ARN of a role"),
     "bucket": (r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "a bucket's name, without s3://"),
     "serve_bucket": (r"([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?", "a bucket's name, without s3://"),
     "kms_key": (r"(arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:(key|alias)/.+)?", "the ARN of a key"),

@@ -6,12 +6,15 @@ ones, types, enumerations, patterns, lengths and ranges. AWS checks the same, af
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from harness.errors import InvalidInput, Problem, did_you_mean
+from harness.remembered import remembered
 
 
 @lru_cache(maxsize=4)
@@ -25,15 +28,28 @@ def load(service: str) -> Any:
 
 def enum_values(service: str, shape: str) -> list[str]:
     """The members of an enumeration, for example ("sagemaker", "TrainingInstanceType")."""
-    return list(load(service).shape_for(shape).enum)
+
+    def read() -> list[str]:
+        return list(load(service).shape_for(shape).enum)
+
+    members: list[str] = remembered(read, "botocore", Path(__file__), "enum", service, shape)
+    return members
 
 
 def validate(service: str, operation: str, request: Mapping[str, Any]) -> None:
     """Raise InvalidInput with every way in which `request` does not fit `operation`'s input shape."""
-    shape = load(service).operation_model(operation).input_shape
-    found = [Problem(f"{operation}: {text}") for text in problems(request, shape)]
+
+    def check() -> list[str]:
+        return problems(request, load(service).operation_model(operation).input_shape)
+
+    try:
+        key = json.dumps(request, sort_keys=True)
+    except (TypeError, ValueError):  # something that is no JSON is a problem of its own
+        found = check()
+    else:
+        found = remembered(check, "botocore", Path(__file__), "validate", service, operation, key)
     if found:
-        raise InvalidInput.of(found)
+        raise InvalidInput.of([Problem(f"{operation}: {text}") for text in found])
 
 
 def problems(value: Any, shape: Any) -> list[str]:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from harness.run import platforms
-from harness.verify.bench import PASSED, Bench, Result
+from harness.verify.bench import FAILED, PASSED, Bench, Result
 
 
 def limits() -> dict[str, Any]:
@@ -47,11 +47,42 @@ def markdown(bench: Bench) -> str:
         of_them = f"{sum(name in settled for name in theirs)} of {len(theirs)}"
         seconds = f"{result.seconds:.0f}" if result.seconds else ""
         lines.append(f"| {result.name} | {result.status} | {_cell(result.figure)} | {seconds} | {of_them} |")
+    lines += ["", "What the README claims:", "", *verdicts(bench)]
     if bench.device != "neuron":
         lines += ["", "Nothing of Neuron is settled by this device: the rows stay open."]
     elif settled:
         lines += ["", f"Settled: {', '.join(f'`{name}`' for name in settled)}."]
     return "\n".join(lines) + "\n"
+
+
+# What the README says of the hardware -> the steps that show it together. Whoever changes one changes the other.
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "fine-tunes an open LLM on Trainium": ("driver-and-runtime", "train"),
+    "learns there what it learns on this machine's processor": ("train", "evaluation"),
+    "compiles nothing after the first steps": ("compile-counts",),
+    "shares a model between two cores, and leaves one artifact": ("tp2-save",),
+    "serves it on Inferentia2 from graphs that were compiled before": ("prepare", "serve"),
+    "answers there what it answers here": ("logits",),
+}
+
+
+def verdicts(bench: Bench) -> list[str]:
+    """One line for each claim: shown, refuted by a step that failed, or open."""
+    statuses = {result.name: result for result in bench.results}
+    lines = []
+    for claim, steps in CLAIMS.items():
+        failed = [name for name in steps if name in statuses and statuses[name].status == FAILED]
+        passed = all(name in statuses and statuses[name].status == PASSED for name in steps)
+        if failed:
+            verdict = f"refuted: {', '.join(f'{name} ({_cell(statuses[name].figure)})' for name in failed)}"
+        elif passed and bench.device == "neuron":
+            verdict = "shown"
+        elif passed:
+            verdict = f"open: the steps pass on device {bench.device}, which is no Neuron device"
+        else:
+            verdict = f"open: {', '.join(steps)} did not all run"
+        lines.append(f"- {claim}: **{verdict.partition(':')[0]}**{''.join(verdict.partition(':')[1:])}")
+    return lines
 
 
 def _cost(bench: Bench) -> list[str]:

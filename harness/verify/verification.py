@@ -103,8 +103,6 @@ def _clear(client: RunClient, reporter: Reporter) -> str:
                 reporter.say(f"stopped or deleted: {name}")
             client.forget()
     except HarnessError as error:
-        if isinstance(error, Interrupted):
-            raise
         reporter.say(f"clearing up failed: {error}")
         return str(error)
     return ""
@@ -120,8 +118,6 @@ def _carry_out(step: Step, bench: Bench) -> Result:
         status, figure = PASSED, step.do(bench)
     except Wrong as error:
         status, figure = FAILED, str(error)
-    except Interrupted:
-        raise
     except HarnessError as error:
         problem = error.problems[0]
         status, figure = FAILED, f"{problem.what}: {problem.why}" if problem.why else problem.what

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.options import ENGINES, OptionError, ServeOptions
-from serve.protocols.lmi import Generation, Parameters
+from serve.scheduler import Shapes, Step
 
 
 class Engine(Protocol):
-    """What the handler asks of a back end. Both raise RequestError for a prompt that does not fit."""
+    """A model with `shapes.slots` places to hold a sequence. What it is to compute is decided by the scheduler."""
 
-    def generate(self, prompts: Sequence[str], parameters: Parameters) -> list[Generation]:
-        """Answer `prompts` together, in their order."""
+    shapes: Shapes
+    tokenizer: Any
+    ends: frozenset[int]
+    """Tokens that end an answer."""
+    repetition_penalty: float
+    """generation_config's, which holds where a request gives none."""
+    description: str
+    """One line for the log: what runs the model, in what number format and why."""
+    prompt_logprobs: bool
+    """Whether `forward_all` exists: logits of every position of a prompt."""
+
+    def forward(self, step: Step) -> NDArray[np.float32]:
+        """Read the step's rows into their slots; logits (sampled rows, vocabulary) in the order of `step.sampled`."""
         ...
 
-    def stream(self, prompt: str, parameters: Parameters) -> Iterator[str | Generation]:
-        """Pieces of text as they come, then the whole answer."""
+    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        """Logits (tokens, vocabulary) of every position, computed beside the slots; costs a prompt's reading again.
+
+        Raises NotImplementedError where `prompt_logprobs` is False.
+        """
         ...
 
 

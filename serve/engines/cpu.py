@@ -1,18 +1,26 @@
-"""Engine `cpu`, in its first form: transformers' generate on one batch at a time, left padded."""
+"""Engine `cpu`: our own forward pass for the Llama family, transformers' model for everything else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+import warnings
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, set_seed
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
 
-from serve.options import ServeOptions
-from serve.protocols.errors import RequestError
-from serve.protocols.lmi import Generation, Parameters
+from serve.engines.common import end_tokens, repetition_penalty
+from serve.engines.llama import Architecture, Llama, Unsupported, read_weights
+from serve.options import OptionError, ServeOptions
+from serve.scheduler import Row, Shapes, Step
+
+CHUNK = 512
+"""Prompt tokens of a step at most. More per step gain nothing: 512 rows are enough for the processor's arithmetic."""
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def choose_dtype(wanted: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, str]:
@@ -27,103 +35,106 @@ def choose_dtype(wanted: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[st
 
 
 class CpuEngine:
-    """A causal language model on the CPU. One caller at a time: DJL runs one worker."""
+    """A causal language model on the CPU. One caller at a time."""
 
-    def __init__(self, model: Any, tokenizer: Any, options: ServeOptions) -> None:
+    def __init__(self, model: Any, tokenizer: Any, model_dir: Path, shapes: Shapes, description: str) -> None:
+        self.model, self.tokenizer, self.shapes, self.description = model, tokenizer, shapes, description
+        self.ends = end_tokens(model_dir, tokenizer)
+        self.repetition_penalty = repetition_penalty(model_dir)
+        self.prompt_logprobs = True
+
+    def forward(self, step: Step) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.model.forward(step)
+        return found
+
+    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.model.forward_all(tokens)
+        return found
+
+
+class Transformers:
+    """Any causal language model by transformers' own code: one sequence after the other, a cache for each.
+
+    Not every model's cache can be continued from outside generate(). So that is tried first, on a few tokens; where
+    it fails or gives other numbers, every step reads the whole sequence again, which is slow and always right.
+    """
+
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.tokenizer = tokenizer
-        self.options = options
+        self.caches: dict[int, Any] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.cached = self._continues()
 
-    def generate(self, prompts: Sequence[str], parameters: Parameters) -> list[Generation]:
-        encoded = self._encode(prompts, parameters)
+    def _continues(self) -> bool:
+        tokens = [int(t) % self.model.config.vocab_size for t in (11, 5, 7, 3, 2)]
+        row = Row(None, 0, 0, tokens, True)  # type: ignore[arg-type]
+        try:
+            with torch.inference_mode():
+                whole = self.model(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+                self.cached = True
+                self._row(Row(row.sequence, 0, 0, tokens[:3], True))
+                self._row(Row(row.sequence, 0, 3, tokens[3:4], True))
+                last = self._row(Row(row.sequence, 0, 4, tokens[4:], True))
+            near = torch.allclose(whole, last, atol=0.05 * float(whole.abs().max()), rtol=0.0)
+            return near and bool(whole.argmax() == last.argmax())
+        except Exception:  # noqa: BLE001 (whatever it is, the slow way is left)
+            return False
+
+    def forward(self, step: Step) -> NDArray[np.float32]:
         with torch.inference_mode():
-            out = self.model.generate(**encoded, **self._arguments(parameters))
-        width = encoded["input_ids"].shape[1]
-        lengths = encoded["attention_mask"].sum(dim=1).tolist()
-        return [
-            self._answer(row[width:].tolist(), int(n), parameters)
-            for row, n in zip(out, lengths)  # noqa: B905
-        ]
+            rows = [(row, self._row(row)) for row in step.rows]
+        wanted = [logits.numpy() for row, logits in rows if row.sampled]
+        return np.stack(wanted) if wanted else np.empty((0, self.model.config.vocab_size), dtype=np.float32)
 
-    def stream(self, prompt: str, parameters: Parameters) -> Iterator[str | Generation]:
-        encoded = self._encode([prompt], parameters)
-        # As the model wrote it: cleaning up spaces takes characters out of a stream that has already gone past them.
-        streamer = TextIteratorStreamer(
-            self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        result: list[Any] = []
+    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            found: NDArray[np.float32] = self.model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+        return found
 
-        def work() -> None:
-            try:
-                with torch.inference_mode():
-                    result.append(self.model.generate(**encoded, **self._arguments(parameters), streamer=streamer))
-            except BaseException as error:  # noqa: BLE001 (handed to the reader below, which raises it)
-                result.append(error)
-                streamer.end()
-
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        yield from (piece for piece in streamer if piece)
-        thread.join()
-        if isinstance(result[0], BaseException):
-            raise result[0]
-        width = encoded["input_ids"].shape[1]
-        yield self._answer(result[0][0][width:].tolist(), width, parameters)
-
-    def _encode(self, prompts: Sequence[str], parameters: Parameters) -> Any:
-        """Token tensors of shape (prompts, longest prompt). Raises RequestError 422 for what does not fit."""
-        limit = self.options.n_positions
-        if len(prompts) > self.options.max_batch_size:
-            raise RequestError(
-                422,
-                f"{len(prompts)} inputs; max_batch_size is {self.options.max_batch_size}: send them in parts",
-            )
-        encoded = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
-        lengths = encoded["attention_mask"].sum(dim=1).tolist()
-        problems = [
-            f"inputs[{i}] has {n} tokens; with max_new_tokens {parameters.max_new_tokens} that exceeds "
-            f"n_positions {limit}"
-            for i, n in enumerate(lengths)
-            if n + parameters.max_new_tokens > limit
-        ]
-        if problems:
-            raise RequestError(422, *problems)
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-
-    def _arguments(self, p: Parameters) -> dict[str, Any]:
-        if p.seed is not None:
-            set_seed(p.seed)
-        arguments: dict[str, Any] = {
-            "max_new_tokens": p.max_new_tokens,
-            "do_sample": p.do_sample,
-            "pad_token_id": self.tokenizer.pad_token_id,
-        }
-        if p.do_sample:
-            arguments.update(temperature=p.temperature, top_k=p.top_k, top_p=p.top_p)
-        if p.stop:
-            arguments.update(stop_strings=list(p.stop), tokenizer=self.tokenizer)
-        return arguments
-
-    def _answer(self, tokens: list[int], prompt_tokens: int, p: Parameters) -> Generation:
-        eos = self.model.generation_config.eos_token_id
-        ends = set(eos if isinstance(eos, list) else [eos])
-        end = next((i for i, t in enumerate(tokens) if t in ends), None)
-        kept = tokens if end is None else tokens[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        reason = "length" if end is None else "eos_token"
-        cuts = [i for i in (text.find(s) for s in p.stop) if i >= 0]
-        if cuts:
-            text, reason = text[: min(cuts)], "stop_sequence"
-        return Generation(text, reason, prompt_tokens, len(kept) if end is None else end + 1)
+    def _row(self, row: Row) -> Any:
+        """Logits (vocabulary,) after a row's last token."""
+        if not row.start:
+            self.caches.pop(row.slot, None)
+            self.tokens[row.slot] = []
+        self.tokens[row.slot] = [*self.tokens[row.slot][: row.start], *row.tokens]
+        if not self.cached:
+            return self.model(torch.tensor([self.tokens[row.slot]]), use_cache=False).logits[0, -1].float()
+        out = self.model(torch.tensor([row.tokens]), past_key_values=self.caches.get(row.slot), use_cache=True)
+        self.caches[row.slot] = out.past_key_values
+        return out.logits[0, -1].float()
 
 
 def load(model_dir: Path, options: ServeOptions) -> CpuEngine:
-    """Read the artifact in `model_dir`; the number format and its reason go to the log."""
+    """Read the artifact in `model_dir`. How it is computed, in what number format and why is in `description`."""
     dtype, reason = choose_dtype(options.dtype)
-    print(f"engine cpu: serving in {dtype}: {reason}", flush=True)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    wanted = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    model = AutoModelForCausalLM.from_pretrained(model_dir, torch_dtype=wanted).eval()
-    return CpuEngine(model, tokenizer, options)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers 4.45 on its own default for cleaning up spaces
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    buckets = (options.n_positions,)
+    try:
+        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        architecture = Architecture.read(config, options.n_positions)
+        model: Any = Llama(
+            architecture, read_weights(model_dir), DTYPES[dtype], options.max_batch_size, options.n_positions
+        )
+        way = f"own forward pass, {'packed' if model.packed else 'plain'} weights"
+        shapes = Shapes(options.max_batch_size, buckets, buckets, chunk=CHUNK)
+    except Unsupported as unknown:
+        model = Transformers(_transformers(model_dir, config, DTYPES[dtype]))
+        way = f"transformers' model, since our own does not know: {unknown}"
+        if not model.cached:
+            way += "; its cache cannot be continued, so that every token reads the whole text again"
+        shapes = Shapes(options.max_batch_size, buckets, buckets)
+    return CpuEngine(model, tokenizer, model_dir, shapes, f"engine cpu: {way}; serving in {dtype}: {reason}")
+
+
+def _transformers(model_dir: Path, config: dict[str, Any], dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, __version__
+
+    if "rope_parameters" in config and int(__version__.partition(".")[0]) < 5:
+        raise OptionError(
+            f"config.json has rope_parameters, as transformers 5 writes it; transformers {__version__} here would "
+            "ignore them: write rope_theta and rope_scaling"
+        )
+    return AutoModelForCausalLM.from_pretrained(model_dir, torch_dtype=dtype).eval()

@@ -1,170 +1,71 @@
 """Engine `neuron`: transformers-neuronx 0.12 with continuous batching. The only file that imports it.
 
-The scheduler decides what each graph execution is sent; this file carries it out and turns tokens into text. How the
-library takes what it is sent was recorded from its source: tests/tnx/table.json, docs/neuron-serving.md.
+The scheduler decides what each graph execution computes; this file sends it. How the library takes what it is sent
+was recorded from its source: tests/tnx/table.json, docs/internals/neuron-serving.md.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, MutableMapping, Sequence as Items
-from dataclasses import dataclass, field
+from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
 
-from containers.artifact import CompileKey, find_compiled, sha256_of
-from serve import sampling
+from containers.artifact import ArtifactError, CompileKey, find_compiled, sha256_of
+from containers.families import serving_problems
+from serve.compilers import to_device
+from serve.engines.common import end_tokens, repetition_penalty
 from serve.options import ServeOptions
-from serve.protocols.errors import RequestError
-from serve.protocols.lmi import Generation, Parameters
-from serve.scheduler import Scheduler, Sequence, Shapes, cut, settled, shapes
+from serve.scheduler import Shapes, Step, shapes
 
 AMP = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
 CACHE_ENV = "NEURON_COMPILE_CACHE_URL"
 SHIPPED_CACHE = "neuron-compile-cache"
 
 
-@dataclass(eq=False)
-class Job:
-    """One prompt on its way to an answer."""
-
-    sequence: Sequence
-    parameters: Parameters
-    chance: np.random.Generator | None
-    text: str = ""
-    reason: str = ""
-    """Why it ended; empty while it goes on."""
-    kept: list[int] = field(default_factory=list)
-    """The tokens of the text: without the one that ended it."""
-    context: int = 0
-    read: int = 0
-    """The text says kept[:read]; what comes next is decoded after kept[context:read], as spaces depend on it."""
-
-    def answer(self) -> Generation:
-        return Generation(self.text, self.reason, len(self.sequence.prompt), len(self.sequence.generated))
-
-
 class NeuronEngine:
-    """A causal language model on NeuronCores, for one caller at a time.
+    """A causal language model on NeuronCores. One caller at a time.
 
-    `generate` and `stream` are loops over `submit`, `step` and `cancel`, which also let requests join mid-way.
+    What is sent keeps to what transformers-neuronx 0.12 does with it (tests/tnx/table.json):
+    - A prompt goes alone and at its own length: the library pads right to the bucket, and takes the last token's
+      place from the largest cache id. Several prompts in one call would run one after the other all the same.
+    - A decode step names every running sequence, in order of slots: the token graph runs all slots, one that is not
+      named gets token 0 written at its position 0, and with every slot named the library returns rows in that order
+      whatever start_ids says.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, ends: frozenset[int], options: ServeOptions) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.ends = ends
-        self.options = options
-        self.scheduler = Scheduler(shapes(options.n_positions, options.max_batch_size))
-        self._jobs: dict[Sequence, Job] = {}
+    prompt_logprobs = False  # the context graph gives the last token's logits alone; others would be further graphs
 
-    def generate(self, prompts: Items[str], parameters: Parameters) -> list[Generation]:
-        jobs = self.submit(prompts, parameters)
-        try:
-            while not all(job.reason for job in jobs):
-                self.step()
-        finally:
-            self.cancel(jobs)
-        return [job.answer() for job in jobs]
+    def __init__(self, model: Any, tokenizer: Any, model_dir: Path, options: ServeOptions, description: str) -> None:
+        self.model, self.tokenizer, self.description = model, tokenizer, description
+        self.shapes = shapes(options.n_positions, options.max_batch_size)
+        self.ends = end_tokens(model_dir, tokenizer)
+        self.repetition_penalty = repetition_penalty(model_dir)
 
-    def stream(self, prompt: str, parameters: Parameters) -> Iterator[str | Generation]:
-        jobs = self.submit([prompt], parameters)
-        (job,) = jobs
-        shown = 0
-        try:
-            while not job.reason:
-                self.step()
-                text = job.text if job.reason else settled(job.text, parameters.stop)
-                if len(text) > shown:
-                    yield text[shown:]
-                    shown = len(text)
-            yield job.answer()
-        finally:  # also when the reader goes away
-            self.cancel(jobs)
-
-    def submit(self, prompts: Items[str], parameters: Parameters) -> list[Job]:
-        """Queue prompts; they advance with every `step`. Raises RequestError 422 for what does not fit."""
-        limit = self.options.n_positions
-        if len(prompts) > self.options.max_batch_size:
-            raise RequestError(
-                422,
-                f"{len(prompts)} inputs; max_batch_size is {self.options.max_batch_size}: send them in parts",
-            )
-        encoded = [tuple(self.tokenizer(p)["input_ids"]) for p in prompts]
-        problems = [
-            f"inputs[{i}] has {len(p)} tokens; with max_new_tokens {parameters.max_new_tokens} that exceeds "
-            f"n_positions {limit}"
-            for i, p in enumerate(encoded)
-            if len(p) + parameters.max_new_tokens > limit
-        ]
-        problems += [f"inputs[{i}] has no tokens" for i, p in enumerate(encoded) if not p]
-        if problems:
-            raise RequestError(422, *problems)
-        jobs = [
-            Job(Sequence(p, parameters.max_new_tokens), parameters, sampling.generator(parameters)) for p in encoded
-        ]
-        for job in jobs:
-            self.scheduler.submit(job.sequence)
-            self._jobs[job.sequence] = job
-        return jobs
-
-    def step(self) -> None:
-        """Execute one graph for whoever is next, and give each of its sequences a token."""
-        step = self.scheduler.step()
-        if step is None:
-            return
+    def forward(self, step: Step) -> NDArray[np.float32]:
+        """Execute one graph."""
         with torch.inference_mode():
             # One type for all three: the library scatters cache ids into a tensor of the type of the token ids.
             logits = self.model.forward(
-                input_ids=torch.tensor(step.ids, dtype=torch.int64),
-                cache_ids=torch.tensor(step.cache_ids, dtype=torch.int64),
-                start_ids=torch.tensor(step.start_ids, dtype=torch.int64),
+                input_ids=torch.tensor([row.tokens for row in step.rows], dtype=torch.int64),
+                cache_ids=torch.tensor([list(range(row.start, row.end)) for row in step.rows], dtype=torch.int64),
+                start_ids=torch.tensor([row.slot for row in step.rows], dtype=torch.int64),
             )
-        rows = logits.float().numpy()
-        jobs = [self._jobs[sequence] for sequence in step.sequences]
-        tokens = [sampling.choose(row, job.parameters, job.chance) for row, job in zip(rows, jobs)]  # noqa: B905
-        self.scheduler.advance(step, tokens)
-        for job, token in zip(jobs, tokens):  # noqa: B905
-            self._receive(job, token)
-            if job.reason:
-                self.cancel([job])
+        # Every row is sampled: this engine reads prompts whole. A copy: the scheduler's choice writes into it.
+        found: NDArray[np.float32] = np.array(logits.float().numpy())
+        return found
 
-    def cancel(self, jobs: Items[Job]) -> None:
-        """Free what finished or abandoned jobs hold; twice is once."""
-        for job in jobs:
-            self._jobs.pop(job.sequence, None)
-            self.scheduler.release(job.sequence)
-
-    def _receive(self, job: Job, token: int) -> None:
-        ended = token in self.ends
-        if not ended:
-            job.kept.append(token)
-        full = len(job.sequence.generated) == job.sequence.max_new_tokens
-        self._read(job, whole=ended or full)
-        before = cut(job.text, job.parameters.stop)
-        if before is not None:
-            job.text, job.reason = before, "stop_sequence"
-        elif ended or full:
-            job.reason = "eos_token" if ended else "length"
-
-    def _read(self, job: Job, whole: bool) -> None:
-        """Add to the text what the newest tokens say; half a character waits for its rest, unless this is all."""
-        # Only the last few tokens are decoded again: decoding 1,024 of them takes milliseconds, in every step.
-        old, new = (self._decode(job.kept[job.context : end]) for end in (job.read, len(job.kept)))
-        if whole or not new.endswith("\ufffd"):
-            job.text += new[len(old) :]
-            job.context, job.read = job.read, len(job.kept)
-
-    def _decode(self, tokens: list[int]) -> str:
-        # As the model wrote it: cleaning up spaces would change text that a stream has already shown.
-        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        raise NotImplementedError("no graph for it")
 
 
 def load(model_dir: Path, options: ServeOptions) -> NeuronEngine:
@@ -177,16 +78,19 @@ def load(model_dir: Path, options: ServeOptions) -> NeuronEngine:
     model = build(model_dir, options)
     if compiled is None:
         print(f"engine neuron: {model_dir} is not prepared; compiling, which takes minutes", flush=True)
+        description = "engine neuron: compiled at start"
     else:
-        print(f"engine neuron: compiled graphs from {compiled}", flush=True)
-        model.load(str(compiled))  # before to_neuron, which compiles unless a directory is set
-    model.to_neuron()
+        description = f"engine neuron: compiled graphs from {compiled}"
+    to_device(model, compiled)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    return NeuronEngine(model, tokenizer, end_tokens(model_dir), options)
+    return NeuronEngine(model, tokenizer, model_dir, options, f"{description}; {options.dtype}, sampling on the host")
 
 
 def build(model_dir: Path, options: ServeOptions) -> Any:
     """The model with its shapes, weights not yet on the device. Safetensors (whole or sharded), split or pickled."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    if wrong := serving_problems(config, tp_degree=options.tp_degree, n_positions=options.n_positions):
+        raise ArtifactError("; ".join(wrong))
     move_cache(model_dir, os.environ)
     # Imported once the environment is right: the compiler's cache reads it.
     import transformers_neuronx as tnx  # type: ignore[import-not-found, unused-ignore]
@@ -224,13 +128,6 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
-
-
-def end_tokens(model_dir: Path) -> frozenset[int]:
-    """Tokens that end an answer: generation_config.json's, else config.json's."""
-    source: Any = GenerationConfig if (model_dir / "generation_config.json").is_file() else AutoConfig
-    ends = source.from_pretrained(model_dir).eos_token_id
-    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 def move_cache(model_dir: Path, environ: MutableMapping[str, str]) -> None:

@@ -1,158 +1,259 @@
-"""LMI's request and answer: {"inputs": text or list, "parameters": {...}} -> {"generated_text": ...}.
+"""LMI's and TGI's requests: {"inputs": text or list, "parameters": {...}, "stream": ...} -> {"generated_text": ...}.
 
-Schema: docs.djl.ai/master/docs/serving/serving/docs/lmi/user_guides/lmi_input_output_schema.html
-Everything that is not understood is refused, with all problems at once; nothing is silently ignored.
+LMI, of DJL Serving: docs.djl.ai/master/docs/serving/serving/docs/lmi/user_guides/lmi_input_output_schema.html
+TGI: huggingface.github.io/text-generation-inference (Generate parameters, StreamResponse).
+One request schema for both. The answer is LMI's, or TGI's where OPTION_TGI_COMPAT is set or the request comes with
+`Accept: text/event-stream`. Whatever is not understood is refused; nothing is silently ignored.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from serve.protocols.errors import RequestError
+from pydantic import Field, PlainValidator, WithJsonSchema
 
+from serve.protocols.base import EVENT_STREAM, JSON, JSON_LINES, Context, Parsed
+from serve.protocols.body import (
+    MAX_TOP_LOGPROBS,
+    Fields,
+    Seed,
+    Stops,
+    Unsupported,
+    Whole,
+    check,
+    check_prompt_length,
+    check_sequences,
+    refuse,
+    type_name,
+    wrong,
+)
+from serve.request import Answer, Parameters, Piece, Request, TokenLogprob
 
-@dataclass(frozen=True)
-class Parameters:
-    """Generation parameters under LMI's names. Greedy unless do_sample."""
-
-    max_new_tokens: int = 128
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    """0: no limit."""
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    return_full_text: bool = False
-    details: bool = False
-
-
-@dataclass(frozen=True)
-class Request:
-    prompts: tuple[str, ...]
-    parameters: Parameters
-    is_list: bool
-    stream: bool = False
+LOWEST_LOGPROB = -9999.0
+"""In place of minus infinity, which JSON does not have; OpenAI's value for a token that cannot be."""
 
 
-@dataclass(frozen=True)
-class Generation:
-    """One answer; `finish_reason` is eos_token, stop_sequence or length."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    generated_tokens: int
+def _flag(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"  # notebooks for SageMaker send "true"
+    if not isinstance(value, bool):
+        raise wrong("must be true or false")
+    return value
 
 
-_RANGES = {
-    "max_new_tokens": (1, None),
-    "temperature": (1e-3, 100.0),
-    "top_k": (0, None),
-    "top_p": (1e-6, 1.0),
-}
-_NAMES = [f.name for f in fields(Parameters)]
+Flag = Annotated[bool, PlainValidator(_flag), WithJsonSchema({"type": "boolean"})]
+_ONE = "one sequence is generated per input; send the input several times"
+_NO_BEAMS = "beam search is not supported"
+_SPECIAL = "special tokens are left out of the text"
 
 
-def parse(raw: bytes) -> Request:
-    """Raises RequestError 400 naming every problem of the body."""
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise RequestError(400, f"the body must be an object with inputs, not {type(body).__name__}")
-    problems = [
-        _unknown(k, ["inputs", "parameters", "stream"]) for k in body if k not in ("inputs", "parameters", "stream")
-    ]
-    inputs = body.get("inputs")
-    prompts: list[Any] = inputs if isinstance(inputs, list) else [inputs]
-    if not prompts or not all(isinstance(p, str) and p for p in prompts):
-        problems.append("inputs must be a text, or a list of texts, none of them empty")
-    stream = body.get("stream", False)
-    if not isinstance(stream, bool):
-        problems.append("stream must be true or false")
-    elif stream and isinstance(inputs, list):
-        problems.append("stream answers one prompt: inputs must be a text")
-    given = body.get("parameters") or {}
-    values: dict[str, Any] = {}
-    if isinstance(given, dict):
-        values = _parameters(given, problems)
-    else:
-        problems.append("parameters must be an object")
-    if problems:
-        raise RequestError(400, *problems)
-    return Request(tuple(prompts), Parameters(**values), isinstance(inputs, list), stream)
+class LmiParameters(Fields):
+    """`parameters` of LMI and TGI. Greedy unless do_sample is true or a sampling parameter is given (LMI 0.32)."""
+
+    max_new_tokens: Whole | None = Field(None, ge=1, description="Default: as many as fit into n_positions.")
+    do_sample: Flag | None = Field(None, description="Default: whether temperature, top_k, top_p or min_p is given.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0: greedy. Default 1.")
+    top_k: Whole | None = Field(None, ge=-1, description="0 and -1: no limit, the default.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Default 1.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Default 0.")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Default: generation_config's, else 1.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Default 0.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Default 0.")
+    seed: Seed | None = Field(None, description="Default: a random one.")
+    stop: Stops | None = Field(None, description="Texts that end the answer; they are not part of it.")
+    stop_sequences: Stops | None = Field(None, description="The same as stop.")
+    ignore_eos_token: Flag | None = Field(None, description="Go on after the end token.")
+    return_full_text: Flag | None = Field(None, description="Put the prompt before the answer.")
+    details: Flag | None = Field(None, description="finish_reason, token counts, tokens with log probabilities.")
+    decoder_input_details: Flag | None = Field(None, description="With details: the prompt's tokens, too.")
+    top_n_tokens: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="With details: likeliest tokens.")
+
+    best_of: Annotated[Any, Unsupported(_ONE, 1)] = None
+    n: Annotated[Any, Unsupported(_ONE, 1)] = None
+    num_beams: Annotated[Any, Unsupported(_NO_BEAMS, 1)] = None
+    length_penalty: Annotated[Any, Unsupported(_NO_BEAMS, 1)] = None
+    early_stopping: Annotated[Any, Unsupported(_NO_BEAMS, False)] = None
+    typical_p: Annotated[Any, Unsupported("not supported; use top_p or min_p", 1)] = None
+    watermark: Annotated[Any, Unsupported("not supported", False)] = None
+    truncate: Annotated[Any, Unsupported("a prompt is not cut; send what fits")] = None
+    grammar: Annotated[Any, Unsupported("constrained answers are not supported")] = None
+    adapter_id: Annotated[Any, Unsupported("adapters are not supported; the endpoint serves one model")] = None
+    stop_token_ids: Annotated[Any, Unsupported("not supported; give texts as stop", [])] = None
+    include_stop_str_in_output: Annotated[Any, Unsupported("a stop text is never part of the answer", False)] = None
+    skip_special_tokens: Annotated[Any, Unsupported(_SPECIAL, True)] = None
+    spaces_between_special_tokens: Annotated[Any, Unsupported(_SPECIAL, True)] = None
 
 
-def _parameters(given: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        name = "stop" if key == "stop_sequences" else key  # TGI's name for the same thing
-        if name not in _NAMES:
-            problems.append(_unknown(key, _NAMES, "parameters."))
-            continue
-        try:
-            values[name] = _convert(name, value)
-        except (TypeError, ValueError) as error:
-            problems.append(f"parameters.{key}: {error}")
-    return values
-
-
-def _convert(name: str, value: Any) -> Any:
-    """The value in its type; ValueError says what was expected."""
-    if name in ("do_sample", "return_full_text", "details"):
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"  # the lab's notebook sends "true"
-        if not isinstance(value, bool):
-            raise ValueError(f"true or false expected, not {value!r}")
+def _inputs(value: Any) -> list[str] | str:
+    if isinstance(value, str) and value:
         return value
-    if name == "stop":
-        if isinstance(value, list) and value and all(isinstance(s, str) and s for s in value):
-            return tuple(value)
-        raise ValueError("a list of texts expected, none of them empty")
-    whole = name in ("max_new_tokens", "top_k", "seed")
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise ValueError(f"a {'whole ' if whole else ''}number expected, not {value!r}")
-    low, high = _RANGES.get(name, (None, None))
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise ValueError(f"{value} is out of range ({low} to {high if high is not None else 'any'})")
-    return value if whole else float(value)
+    if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
+        return value
+    raise wrong("must be a text, or a list of texts, none of them empty")
 
 
-def _unknown(key: str, known: Sequence[str], prefix: str = "") -> str:
-    close = get_close_matches(key, known, n=1)
-    return f"{prefix}{key} is not known" + (f'; did you mean "{close[0]}"?' if close else "")
+class LmiBody(Fields):
+    """A request of LMI or TGI."""
+
+    inputs: Annotated[
+        Any,
+        PlainValidator(_inputs),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+                ]
+            }
+        ),
+    ] = Field(description="One prompt, or several, which are answered by a list.")
+    parameters: dict[str, Any] | None = None
+    stream: Flag | None = Field(None, description="One prompt only.")
 
 
-def render(request: Request, answers: Sequence[Generation]) -> bytes:
-    """One object, or a list where `inputs` was a list."""
-    rows = [_row(p, a, request.parameters) for p, a in zip(request.prompts, answers)]  # noqa: B905
-    return json.dumps(rows if request.is_list else rows[0], ensure_ascii=False).encode()
+def parse(given: Mapping[str, Any], context: Context, accept: str = "") -> LmiParsed:
+    """Raises RequestError 400 naming every problem of the body; 422 for what the endpoint cannot do."""
+    problems: list[str] = []
+    raw = given.get("parameters")
+    if raw is not None and not isinstance(raw, dict):
+        problems.append(f"parameters: must be an object, not {type_name(raw)}")
+        raw = None
+    body = check(LmiBody, {k: v for k, v in given.items() if k != "parameters"}, problems)
+    parameters = check(LmiParameters, raw or {}, problems, "parameters.")
+    problems.extend(_contradictions(given, raw or {}))
+    beyond: list[str] = []
+    if body is not None:
+        several = isinstance(body.inputs, list)
+        prompts = body.inputs if several else [body.inputs]
+        beyond.extend(check_sequences(len(prompts), "inputs", context))
+        for i, prompt in enumerate(prompts):
+            beyond.extend(check_prompt_length(prompt, f"inputs[{i}]" if several else "inputs", context))
+    if parameters is not None and parameters.decoder_input_details and context.prompt_logprobs:
+        beyond.append(f"parameters.decoder_input_details: {context.prompt_logprobs}")
+    refuse(problems, beyond)
+    assert body is not None and parameters is not None  # else there was a problem
+    return LmiParsed(body, parameters, prompts, context, accept)
 
 
-def _row(prompt: str, answer: Generation, parameters: Parameters) -> dict[str, Any]:
-    row: dict[str, Any] = {"generated_text": prompt + answer.text if parameters.return_full_text else answer.text}
-    if parameters.details:
-        row["details"] = {
+def _contradictions(given: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
+    found = []
+    streams = given.get("stream") in (True, "true")
+    if streams and isinstance(given.get("inputs"), list):
+        found.append("stream: answers one prompt; inputs must be a text")
+    if parameters.get("stop") is not None and parameters.get("stop_sequences") is not None:
+        found.append("parameters.stop_sequences: is the same as stop; give one of them")
+    if streams and parameters.get("decoder_input_details") in (True, "true"):
+        found.append("parameters.decoder_input_details: not with stream")
+    return found
+
+
+def _parameters(p: LmiParameters, logprobs: bool) -> Parameters:
+    asked = any(v is not None for v in (p.temperature, p.top_k, p.top_p, p.min_p))
+    sample = (asked if p.do_sample is None else p.do_sample) and p.temperature != 0
+    return Parameters(
+        max_new_tokens=p.max_new_tokens,
+        do_sample=sample,
+        temperature=p.temperature or 1.0,
+        top_k=max(0, p.top_k or 0),
+        top_p=1.0 if p.top_p is None else p.top_p,
+        min_p=p.min_p or 0.0,
+        repetition_penalty=p.repetition_penalty,
+        presence_penalty=p.presence_penalty or 0.0,
+        frequency_penalty=p.frequency_penalty or 0.0,
+        seed=p.seed,
+        stop=tuple(p.stop or p.stop_sequences or ()),
+        ignore_eos=bool(p.ignore_eos_token),
+        logprobs=(p.top_n_tokens or 0) if logprobs else None,
+        prompt_logprobs=bool(p.decoder_input_details),
+    )
+
+
+class LmiParsed(Parsed):
+    """LMI's answers, or TGI's: those have `logprob` for `log_prob`, lists, and events for JSON lines."""
+
+    def __init__(
+        self, body: LmiBody, parameters: LmiParameters, prompts: list[str], context: Context, accept: str
+    ) -> None:
+        self.stream = bool(body.stream)
+        self._list = isinstance(body.inputs, list) or context.tgi_compat
+        self._tgi = context.tgi_compat or EVENT_STREAM in accept
+        self._full = bool(parameters.return_full_text)
+        self._details = bool(parameters.details or parameters.decoder_input_details or context.tgi_compat)
+        # TGI's events have log probabilities always.
+        shared = _parameters(parameters, self._details or (self._tgi and self.stream))
+        self._top = bool(shared.logprobs)
+        self.requests = tuple(Request(prompt, shared) for prompt in prompts)
+        self.content_type = (EVENT_STREAM if self._tgi else JSON_LINES) if self.stream else JSON
+
+    def render(self, answers: Sequence[Answer]) -> bytes:
+        rows = [self._row(request, answer) for request, answer in zip(self.requests, answers)]  # noqa: B905
+        return json.dumps(rows if self._list else rows[0], ensure_ascii=False).encode()
+
+    def _row(self, request: Request, answer: Answer) -> dict[str, Any]:
+        row: dict[str, Any] = {"generated_text": request.text + answer.text if self._full else answer.text}
+        if self._details:
+            row["details"] = details = self._short_details(request, answer)
+            details["tokens"] = [self._token(t) for t in answer.logprobs]
+            if self._top:
+                details["top_tokens"] = [_top(t, self._tgi) for t in answer.logprobs]
+            details["prefill"] = [self._token(t) for t in answer.prompt_logprobs]
+        elif answer.finish_reason in ("timeout", "error"):  # nobody should take these for the whole answer
+            row["details"] = {"finish_reason": answer.finish_reason}
+        return row
+
+    def _short_details(self, request: Request, answer: Answer) -> dict[str, Any]:
+        return {
             "finish_reason": answer.finish_reason,
             "generated_tokens": answer.generated_tokens,
             "prompt_tokens": answer.prompt_tokens,
+            "inputs": request.text,
         }
-    return row
+
+    def _token(self, token: TokenLogprob) -> dict[str, Any]:
+        return _token(token.token_id, token.text, token.logprob, self._tgi)
+
+    def stream_piece(self, index: int, piece: Piece) -> bytes:
+        return b"".join(self._frame(line) for line in self._lines(piece))
+
+    def stream_end(self, index: int, answer: Answer, piece: Piece = Piece("")) -> bytes:  # noqa: B008
+        request = self.requests[index]
+        *others, last = self._lines(piece) or [{"token": _token(None, "", None, self._tgi)}]
+        last["generated_text"] = request.text + answer.text if self._full else answer.text
+        last["details"] = self._short_details(request, answer)
+        return b"".join(self._frame(line) for line in (*others, last))
+
+    def _lines(self, piece: Piece) -> list[dict[str, Any]]:
+        """One object per token; the text, which need not end where a token does, is the last one's."""
+        count = len(piece.token_ids) or bool(piece.text)
+        lines = []
+        for i in range(count):
+            known = piece.logprobs[i] if i < len(piece.logprobs) else None
+            token_id = piece.token_ids[i] if piece.token_ids else None
+            text = piece.text if i == count - 1 else ""
+            line: dict[str, Any] = {"token": _token(token_id, text, known.logprob if known else None, self._tgi)}
+            if known and self._top:
+                line["top_tokens"] = _top(known, self._tgi)
+            lines.append(line)
+        return lines
+
+    def _frame(self, line: dict[str, Any]) -> bytes:
+        text = json.dumps(line, ensure_ascii=False).encode()
+        return b"data: " + text + b"\n\n" if self._tgi else text + b"\n"
+
+    def stream_error(self, status: int, message: str) -> bytes:
+        more = {"error_type": "generation"} if self._tgi else {}
+        return self._frame({"error": message, "code": status, **more})
 
 
-def stream_piece(text: str) -> bytes:
-    """One line of a stream (JSON lines, LMI's default)."""
-    return json.dumps({"token": {"text": text}}, ensure_ascii=False).encode() + b"\n"
+def _token(token_id: int | None, text: str, logprob: float | None, tgi: bool) -> dict[str, Any]:
+    known = None if logprob is None else max(logprob, LOWEST_LOGPROB)
+    if tgi:
+        return {"id": -1 if token_id is None else token_id, "text": text, "logprob": known, "special": False}
+    token: dict[str, Any] = {"text": text} if token_id is None else {"id": token_id, "text": text}
+    return token if known is None else {**token, "log_prob": known}
 
 
-def stream_end(answer: Generation) -> bytes:
-    """The last line of a stream."""
-    details = {"finish_reason": answer.finish_reason, "generated_tokens": answer.generated_tokens}
-    last = {"token": {"text": ""}, "generated_text": answer.text, "details": details}
-    return json.dumps(last, ensure_ascii=False).encode() + b"\n"
+def _top(token: TokenLogprob, tgi: bool) -> list[dict[str, Any]]:
+    return [_token(i, text, logprob, tgi) for i, text, logprob in token.top]

@@ -139,7 +139,7 @@ def test_an_endpoint_is_kept_asked_expired_and_deleted_whole(run: RunClient, req
     wanted = deployment(run, requests)
     endpoint = run.deploy(wanted, lambda: None, ttl=3600)
     assert run.deploy(wanted, lambda: None) == endpoint
-    assert created(run)[endpoint.name] == 3, "model, configuration, endpoint, once each"
+    assert created(run)[endpoint.name] == 4, "schedule, model, configuration, endpoint, once each"
     assert b'"body"' in run.invoke(endpoint, {"do": "echo"})
     assert b"".join(run.invoke_stream(endpoint, {"do": "stream", "parts": 3})).count(b"part") == 3
     with pytest.raises(EndpointFailed, match="the container answered 400") as error:

@@ -40,7 +40,7 @@ def started(*words: str, cwd: Path, until: str, timeout: float = 180) -> subproc
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_tiny_run(tiny_model, tmp_path, steps=400)
+    write_tiny_run(tiny_model, tmp_path, steps=200)
     monkeypatch.setenv("HARNESS_RUNS_DIR", str(tmp_path / ".runs"))
     return tmp_path
 
@@ -83,7 +83,7 @@ def test_a_job_whose_harness_was_killed_goes_on_until_it_is_stopped(folder: Path
 
 
 def test_term_while_an_endpoint_starts_leaves_nothing(folder: Path) -> None:
-    (folder / "tiny.toml").write_text((folder / "tiny.toml").read_text().replace("max_steps = 400", "max_steps = 20"))
+    (folder / "tiny.toml").write_text((folder / "tiny.toml").read_text().replace("max_steps = 200", "max_steps = 20"))
     assert harness("train", "tiny.toml", cwd=folder).returncode == 0
     child = started("deploy", cwd=folder, until="Creating")
     time.sleep(1)

@@ -54,7 +54,7 @@ def test_what_is_trained(facts: dict[str, Any], name: str, text: str, loss: str 
 def test_the_first_token_of_an_answer_is_the_one_of_the_whole_text(facts: dict[str, Any]) -> None:
     """Tokenised apart, "hi" would be "▁hi", which never follows a prompt that does not end with a blank."""
     tokens = facts["llama joined"]["tokens"]
-    answer = next(i for i, token in enumerate(tokens) if token.endswith("]")) + 1
+    answer = max(i for i, token in enumerate(tokens) if token.endswith("]")) + 1
     assert "".join(tokens[answer:]) == "hi▁there</s>"
     assert not any(token.startswith("▁h") for token in tokens[answer:])
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.chain.conftest import ROOT, in_train_environment, write_tiny_run
+from train.launch import ONE_HOST
 
 pytestmark = pytest.mark.server
 
@@ -29,7 +30,7 @@ def starter(environment: str, tiny_model: Path, tmp_path: Path) -> Any:
     (tmp_path / "output").mkdir()
 
     def started(steps: int = 30, **moments: list[Any]) -> subprocess.Popen[str]:
-        words = ["-m", "train.workers", "--standalone", "--nproc_per_node=2", "-m", "tests.chain.two_workers"]
+        words = ["-m", "train.workers", *ONE_HOST, "--nproc_per_node=2", "-m", "tests.chain.two_workers"]
         fixed = "--per_device_train_batch_size 4 --logging_steps 1 --block_size 24 --report_to none --device cpu"
         fixed += " --optim adamw_torch --disable_tqdm true --learning_rate 5e-3"
         return subprocess.Popen(

@@ -60,7 +60,7 @@ def harness(folder: Path, *words: str, at: int = 0, after: bool = False) -> subp
         env={**os.environ, "HARNESS_RUNS_DIR": str(folder / ".runs"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
 
@@ -136,7 +136,7 @@ def main(words: list[str]) -> int:
     first, last, stride = ([*map(int, words), *(1, 99, 1)[len(words) :]])[:3]
     scratch = Path(tempfile.mkdtemp(prefix="steps-model-"))
     model = scratch / "model"
-    in_train_environment("-m", "tests.chain.make_tiny_model", str(model))
+    in_train_environment("-m", "tests.chain.make_tiny_model", str(model), timeout=600)
     broken = count = 0
     try:
         for number in range(first, last + 1, stride):

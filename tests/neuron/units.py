@@ -9,10 +9,12 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,6 +170,43 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
                 assert name in str(error), error
             else:
                 raise AssertionError(f"{name}: let pass")
+
+
+@unit
+def pickled_weights_are_converted_before_the_second_worker_opens_them() -> None:
+    """Upstream's function gives the second worker a path where nothing is; whether it is there in time is luck."""
+    group = (torch.distributed.is_initialized, getattr(torch.distributed, "get_rank", None))
+    meet, ordinal = neuron.xm.rendezvous, neuron.xm.get_local_ordinal
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "pytorch_model.bin"
+        torch.save({"weight": torch.ones(3)}, weights)
+
+        def the_first_worker_comes(tag: str) -> None:
+            neuron.xm.get_local_ordinal = lambda: 0
+            neuron.xm.rendezvous = lambda tag: None
+            neuron.converted_once_a_host(weights)
+
+        torch.distributed.is_initialized, torch.distributed.get_rank = (lambda: True), (lambda: 1)
+        try:
+            assert not neuron._convert(weights).exists(), "upstream waits for nobody"
+            neuron.xm.get_local_ordinal, neuron.xm.rendezvous = (lambda: 1), the_first_worker_comes
+            assert neuron.converted_once_a_host(weights).is_file()
+        finally:
+            torch.distributed.is_initialized, torch.distributed.get_rank = group
+            neuron.xm.rendezvous, neuron.xm.get_local_ordinal = meet, ordinal
+
+
+@unit
+def a_worker_gets_its_core_of_the_lent_range() -> None:
+    """torch_xla 2.1.0 would give worker 1 the core 1, whatever the container was lent."""
+    known = {name: os.environ.get(name) for name in ("NEURON_RT_VISIBLE_CORES", "NEURON_PJRT_PROCESS_INDEX")}
+    neuron.LENT = "4-5"
+    neuron.set_own_core(1)
+    assert (os.environ["NEURON_RT_VISIBLE_CORES"], os.environ["NEURON_PJRT_PROCESS_INDEX"]) == ("5", "1")
+    neuron.torch_xla_neuron.initialize_env(1)  # upstream's, as long as no arguments were made in this process
+    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "1"
+    for name, value in known.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 UPSTREAM = neuron._every_position

@@ -442,6 +442,15 @@ def test_errors_of_the_front_are_json(start):
     assert len(server.calls()) == 1
 
 
+@pytest.mark.parametrize(("path", "status"), [("/ping/", 200), ("/ping/x", 200), ("/pings", 404), ("/metrics", 404)])
+def test_what_lies_below_the_two_routes_is_theirs(start, path, status):
+    server = start().ready()
+    assert server.request("GET", path).status == status
+    if status == 200:
+        path = path.replace("ping", "invocations")
+        assert server.request("POST", path, b'{"op": "echo", "text": "x"}').body == b"x"
+
+
 def test_a_body_over_the_limit_is_refused(start):
     server = start(SERVING_MAX_REQUEST_SIZE="1000").ready()
     assert server.post(op="echo", text="x" * 900).status == 200
@@ -612,6 +621,28 @@ def test_the_rolling_batch_has_the_size_asked_for(start, pool):
     sizes = [int(size) for stream in streams for size in stream.result().split()]
     assert len(sizes) == 40
     assert max(sizes) == 2
+
+
+def test_two_workers_share_the_requests_and_answer_at_once(start, pool):
+    """Each has a Python of its own; what one is at work on, the other does not wait for."""
+    server = start(SERVING_MIN_WORKERS="2", SERVING_MAX_WORKERS="2").ready()
+    assert len(server.pythons) == 2
+    assert len(server.calls()) == 2, "both were initialised before the port was bound"
+    began = time.monotonic()
+    slept = [pool.submit(server.post, op="sleep", seconds=2) for _ in range(2)]
+    assert [answer.result().status for answer in slept] == [200] * 2
+    assert time.monotonic() - began < 3.9
+    assert server.stop() == 143
+    wait_for(lambda: gone(server.pythons), 3)
+
+
+def test_two_workers_have_a_rolling_batch_each(start, pool):
+    workers = {"SERVING_MIN_WORKERS": "2", "SERVING_MAX_WORKERS": "2"}
+    server = start(ROLLING, OPTION_ROLLING_BATCH="custom", OPTION_MAX_ROLLING_BATCH_SIZE="2", **workers).ready()
+    streams = [pool.submit(lambda: b"".join(p for _, p in server.chunks(n=20, stream=True))) for _ in range(4)]
+    sizes = [int(size) for stream in streams for size in stream.result().split()]
+    assert len(sizes) == 80
+    assert max(sizes) == 2, "the limit is each worker's own"
 
 
 # --- the end --------------------------------------------------------------------------------------

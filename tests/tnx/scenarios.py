@@ -19,9 +19,11 @@ from typing import Any
 
 from containers.artifact import ArtifactError
 from serve.engines import cpu
+from serve.generator import Generator, Job
 from serve.options import ServeOptions
 from serve.protocols.errors import RequestError
-from serve.protocols.lmi import Generation, Parameters
+from serve.request import Answer, Parameters, Request
+from serve.text import Text, decoder
 from tests.tnx import double, real, tiny
 from tests.tnx.device import Kernel
 
@@ -64,7 +66,42 @@ def prompts(tokenizer: Any) -> dict[str, str]:
     }
 
 
-def row(g: Generation) -> list[Any]:
+class Client:
+    """An engine with a generator: what a test asks, answered to the end or step by step."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.generator = engine, Generator(engine)
+        self.tokenizer = engine.tokenizer
+
+    def submit(self, texts: list[str], parameters: Parameters) -> list[Job]:
+        return self.generator.submit(tuple(Request(t, parameters) for t in texts), float("inf"))
+
+    def step(self) -> None:
+        self.generator.step()
+
+    def cancel(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.generator.cancel(job)
+
+    def finish(self, jobs: list[Job]) -> list[Answer]:
+        while not all(job.done for job in jobs):
+            self.step()
+        for job in jobs:
+            if job.error:
+                raise RuntimeError(job.error)
+        return [job.answer for job in jobs if job.answer is not None]
+
+    def generate(self, texts: list[str], parameters: Parameters) -> list[Answer]:
+        return self.finish(self.submit(texts, parameters))
+
+    def stream(self, text: str, parameters: Parameters) -> list[Any]:
+        """Pieces of text, then the answer's row."""
+        (job,) = self.submit([text], parameters)
+        (answer,) = self.finish([job])
+        return [*(piece.text for piece in job.pieces), row(answer)]
+
+
+def row(g: Answer) -> list[Any]:
     return [g.text, g.finish_reason, g.prompt_tokens, g.generated_tokens]
 
 
@@ -94,7 +131,7 @@ def tree(folder: Path) -> dict[str, list[Any]]:
     }
 
 
-def company(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any]:
+def company(engine: Client, reference: Client, texts: dict[str, str]) -> dict[str, Any]:
     """The same prompts alone, together, in every slot, and joining others."""
     found: dict[str, Any] = {
         "cpu": {k: row(reference.generate([t], ASK)[0]) for k, t in texts.items()},
@@ -107,14 +144,17 @@ def company(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any
         found["together"]["+".join(group)] = [[n, row(a)] for n, a in zip(group, answers, strict=True)]
     found["slots"], found["joined"] = [], []
     for slot in range(4):
-        company = engine.submit([texts["more"]] * slot, ASK) if slot else []
+        others = engine.submit([texts["more"]] * slot, ASK) if slot else []
+        for _ in others:
+            engine.step()
         (job,) = engine.submit([texts["few"]], ASK)
         seen = set()
-        while not job.reason:
+        while not job.done:
             engine.step()
             seen.add(job.sequence.slot)
-        engine.cancel(company)
-        found["slots"].append([sorted(s for s in seen if s is not None), row(job.answer())])
+        engine.cancel(others)
+        assert job.answer is not None
+        found["slots"].append([sorted(s for s in seen if s is not None), row(job.answer)])
     for second in names:
         # `second` arrives when `more` has some tokens, then `few`, then `128`; `129` comes and leaves half-way.
         jobs = [("more", *engine.submit([texts["more"]], ASK))]
@@ -125,63 +165,64 @@ def company(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any
         leaver = engine.submit([texts["129"]], ASK)
         engine.step()
         engine.cancel(leaver)
-        while not all(j.reason for _, j in jobs):
-            engine.step()
-        found["joined"] += [[n, row(j.answer())] for n, j in jobs]
+        answers = engine.finish([j for _, j in jobs])
+        found["joined"] += [[n, row(a)] for (n, _), a in zip(jobs, answers, strict=True)]
     return found
 
 
-def limits(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any]:
+def limits(engine: Client, reference: Client, texts: dict[str, str]) -> dict[str, Any]:
     full = replace(ASK, max_new_tokens=32)
     return {
         "to the last position": [row(e.generate([texts["128"]], full)[0]) for e in (reference, engine)],
         "one token more": [refusal(lambda e=e: e.generate(["q", texts["129"]], full)) for e in (reference, engine)],
-        "too many prompts": [refusal(lambda e=e: e.generate(["q"] * 5, ASK)) for e in (reference, engine)],
-        "streamed": [refusal(lambda e=e: next(e.stream(texts["129"], full))) for e in (reference, engine)],
+        "prompt log probabilities": [
+            refusal(lambda e=e: e.generate(["q"], replace(ASK, prompt_logprobs=True))) for e in (reference, engine)
+        ],
+        "more prompts than slots": [row(a) for a in engine.generate([texts["few"]] * 6, ASK)],
         "after refusals": row(engine.generate([texts["few"]], ASK)[0]),
     }
 
 
-def stops(engine: Any, reference: Any, texts: dict[str, str]) -> dict[str, Any]:
+def stops(engine: Client, reference: Client, texts: dict[str, str]) -> dict[str, Any]:
     """A stop string over the border of two tokens; the end token; pieces of a stream."""
     text = texts["few"]
     (job,) = engine.submit([text], ASK)
-    while not job.reason:
-        engine.step()
-    pieces = [engine.tokenizer.decode([t]) for t in job.kept]
+    (answer,) = engine.finish([job])
+    kept = [t for t in job.sequence.generated if t not in engine.engine.ends]
+    pieces = [engine.tokenizer.decode([t]) for t in kept]
     i = next(
         i for i in range(4, len(pieces) - 1)
-        if "\ufffd" not in pieces[i] + pieces[i + 1] and job.text.count(pieces[i][-1] + pieces[i + 1][0]) == 1
+        if "\ufffd" not in pieces[i] + pieces[i + 1] and answer.text.count(pieces[i][-1] + pieces[i + 1][0]) == 1
     )  # fmt: skip
     border = pieces[i][-1] + pieces[i + 1][0]
     asked = replace(ASK, stop=("never there", border))
-    streamed = list(engine.stream(text, asked))
     found = {
         "border": border,
-        "whole": job.text,
+        "whole": answer.text,
         "stopped": [row(e.generate([text], asked)[0]) for e in (reference, engine)],
-        "streamed": [streamed[:-1], row(streamed[-1])],
-        "plain stream": [
-            [p if isinstance(p, str) else row(p) for p in engine.stream(t, ASK)] for t in texts.values()
-        ],
+        "streamed": engine.stream(text, asked),
+        "plain stream": [engine.stream(t, ASK) for t in texts.values()],
+        "ends": sorted(engine.engine.ends),
     }
-    end = job.kept[6]
-    engine.ends, before = frozenset([end]), engine.ends
-    reference.model.generation_config.eos_token_id, old = end, reference.model.generation_config.eos_token_id
+    before = engine.engine.ends
+    reference.engine.ends = engine.engine.ends = frozenset([kept[6]])
     found["end token"] = [row(e.generate([text], ASK)[0]) for e in (reference, engine)]
-    engine.ends, reference.model.generation_config.eos_token_id = before, old
-    found["ends"] = sorted(before)
+    reference.engine.ends = engine.engine.ends = before
     return found
 
 
-def seeds(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
-    def ask(seed: int | None, *names: str) -> list[str]:
-        drawn = replace(ASK, do_sample=True, temperature=3.0, top_k=40, top_p=0.95, seed=seed)
-        return [a.text for a in engine.generate([texts[n] for n in names], drawn)]
+def seeds(engine: Client, reference: Client, texts: dict[str, str]) -> dict[str, Any]:
+    def ask(seed: int | None, *names: str, who: Client = engine, **more: Any) -> list[str]:
+        drawn = replace(ASK, do_sample=True, temperature=3.0, top_k=40, top_p=0.95, seed=seed, **more)
+        return [a.text for a in who.generate([texts[n] for n in names], drawn)]
 
     return {
         "again": [ask(7, "few"), ask(7, "few")],
         "in company": ask(7, "more", "127", "few"),
+        "on engine cpu": ask(7, "few", who=reference),
+        "penalties": [
+            ask(7, "few", who=e, repetition_penalty=1.5, presence_penalty=1.0) for e in (reference, engine)
+        ],
         "negative": ask(-7, "few"),
         "others": [ask(seed, "few")[0] for seed in range(6)],
         "none": [ask(None, "few")[0] for _ in range(6)],
@@ -193,9 +234,6 @@ def decoding(byte_level: Any) -> dict[str, Any]:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from serve.engines.neuron import Job, NeuronEngine
-    from serve.scheduler import Sequence
-
     words = {w: i for i, w in enumerate(["<unk>", "</s>", *(f"\u2581{c}" for c in "abcdefgh"), *"ijklmnop"])}
     spaced = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     spaced.decoder = decoders.Metaspace()
@@ -204,15 +242,16 @@ def decoding(byte_level: Any) -> dict[str, Any]:
         "bytes": byte_level,
         "words": PreTrainedTokenizerFast(tokenizer_object=spaced, unk_token="<unk>", eos_token="</s>"),
     }.items():
-        engine, chance = NeuronEngine(None, tokenizer, frozenset([1]), OPTIONS), random.Random(0)
+        chance = random.Random(0)
         different = []
         for size in range(1, 120):
             tokens = [chance.randrange(2, len(tokenizer)) for _ in range(size)]
-            job = Job(Sequence((1,), size), ASK, None)
+            text = Text(decoder(tokenizer))
             for token in tokens:
-                job.sequence.generated.append(token)
-                engine._receive(job, token)
-            if job.text != tokenizer.decode(tokens, clean_up_tokenization_spaces=False):
+                text.push(token)
+            text.finish()
+            wanted = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if text.text != wanted:
                 different.append(tokens)
         found[name] = len(different)
     return found
@@ -222,51 +261,37 @@ SPACED = "is it warm , or cold ? don 't say ."
 
 
 def spaces(tokenizer: Any) -> dict[str, Any]:
-    """What engine `cpu` says where a tokenizer asks for spaces to be cleaned up."""
-    import torch
-
-    tokens = tokenizer(SPACED)["input_ids"]
-
-    class Parrot:
-        generation_config = type("Config", (), {"eos_token_id": -1})
-
-        def generate(self, input_ids: Any, streamer: Any = None, **_: Any) -> Any:
-            for part in [input_ids, *([t] for t in tokens)] if streamer else []:
-                streamer.put(torch.as_tensor(part))
-            if streamer:
-                streamer.end()
-            return torch.tensor([[*input_ids[0].tolist(), *tokens]])
-
+    """What is shown where a tokenizer asks for spaces to be cleaned up."""
     before, tokenizer.clean_up_tokenization_spaces = tokenizer.clean_up_tokenization_spaces, True
-    engine = cpu.CpuEngine(Parrot(), tokenizer, OPTIONS)
-    *pieces, last = engine.stream("red", ASK)
-    found = {
-        "cleaned": tokenizer.decode(tokens),
-        "streamed": "".join(pieces),
-        "answers": [last.text, engine.generate(["red"], ASK)[0].text],
-    }
+    text, shown = Text(decoder(tokenizer)), ""
+    tokens = tokenizer(SPACED)["input_ids"]
+    for token in tokens:
+        text.push(token)
+        shown += text.take()
+    text.finish()
+    found = {"cleaned": tokenizer.decode(tokens), "streamed": shown + text.take(last=True)}
     tokenizer.clean_up_tokenization_spaces = before
     return found
 
 
-def failures(engine: Any, texts: dict[str, str]) -> dict[str, Any]:
+def failures(engine: Client, texts: dict[str, str]) -> dict[str, Any]:
     """A reader who leaves, a device that fails: slots must be free again."""
     found: dict[str, Any] = {}
     for _ in range(6):
-        pieces = engine.stream(texts["few"], ASK)
-        next(pieces)
-        pieces.close()
-    found["still running"] = [engine.scheduler.step() is not None]
+        jobs = engine.submit([texts["few"]], ASK)
+        engine.step()
+        engine.cancel(jobs)
+    found["still running"] = [engine.generator.scheduler.step() is not None]
     found["after readers left"] = row(engine.generate([texts["few"]], ASK)[0])
-    forward = engine.model.forward
+    forward = engine.engine.model.forward
 
     def broken(**_: Any) -> Any:
         raise RuntimeError("nrt error")
 
-    engine.model.forward = broken
+    engine.engine.model.forward = broken
     found["broken"] = [refusal(lambda: engine.generate([texts["few"]] * 4, ASK)) for _ in range(2)]
-    engine.model.forward = forward
-    found["still running"].append(engine.scheduler.step() is not None)
+    engine.engine.model.forward = forward
+    found["still running"].append(engine.generator.scheduler.step() is not None)
     found["after failures"] = [row(a) for a in engine.generate([texts["few"]] * 4, ASK)]
     return found
 
@@ -282,7 +307,7 @@ def artifacts(tnx: Any, model: Path, work: Path, texts: dict[str, str]) -> dict[
 
     def loaded(folder: Path, options: ServeOptions = OPTIONS) -> Any:
         with compiles() as count:
-            answer = row(neuron.load(folder, options).generate([texts["few"]], ASK)[0])
+            answer = row(Client(neuron.load(folder, options)).generate([texts["few"]], ASK)[0])
         return [count[0], answer]
 
     cache = model / "neuron-compile-cache" / "neuronxcc-2.15" / "MODULE_1"
@@ -344,14 +369,14 @@ def main(work: Path) -> None:
 
     model = work / "model"
     tiny.write(model)
-    reference = cpu.load(model, OPTIONS)
-    engine = neuron.load(model, OPTIONS)
+    reference = Client(cpu.load(model, OPTIONS))
+    engine = Client(neuron.load(model, OPTIONS))
     texts = prompts(engine.tokenizer)
     found = {
         "company": company(engine, reference, texts),
         "limits": limits(engine, reference, texts),
         "stops": stops(engine, reference, texts),
-        "seeds": seeds(engine, texts),
+        "seeds": seeds(engine, reference, texts),
         "decoding": decoding(engine.tokenizer),
         "spaces": spaces(reference.tokenizer),
         "failures": failures(engine, texts),

@@ -47,7 +47,7 @@ ARGUMENTS = CpuArguments
 def choose_dtype(flags: set[str]) -> tuple[str, str]:
     """("bf16" | "fp32", reason). `flags` are the processor's, as /proc/cpuinfo lists them.
 
-    Measured on two cores (docs/status.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
+    Measured on two cores (docs/limits.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
     emulated and slower than fp32.
     """
     if "amx_bf16" in flags:
@@ -115,6 +115,7 @@ class AnswerLossTrainer(Trainer):
         self.accelerator.clip_grad_norm_ = self._clip
         # Rows and labels of the evaluation data, so that each batch can be weighted by its labels.
         self.evaluated = (0, 0)
+        packing.keep_segments(self)
 
     def get_train_dataloader(self) -> Any:
         """Rows in an order that depends on seed and epoch alone, each with the number of labels of its step."""

@@ -1,10 +1,10 @@
 """Device `neuron`: optimum-neuron 0.0.28's NeuronTrainer on Trainium. The only file that knows torch_xla and optimum.
 
-What that version gets wrong is put right here, each with its reason; docs/neuron-training.md has the evidence:
-evaluation raises TypeError; a job with tensor parallelism takes its loss over padding and prompts, too; the logged
-loss and the gradient are multiplied by the accumulation, and each batch counts the same, however many labels it has;
-with several workers every epoch has one order of rows, whatever --seed says; after the first checkpoint nothing is
-learned any more, and to resume from it raises TypeError.
+What that version gets wrong is put right here, each with its reason; docs/internals/neuron-training.md has the
+evidence: evaluation raises TypeError; a job with tensor parallelism takes its loss over padding and prompts, too; the
+logged loss and the gradient are multiplied by the accumulation, and each batch counts the same, however many labels
+it has; with several workers every epoch has one order of rows, whatever --seed says; after the first checkpoint
+nothing is learned any more, and to resume from it raises TypeError.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch_xla._internal.neuron as torch_xla_neuron
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
 from optimum.neuron.distributed import lazy_load_for_parallelism, parallel_layers
+from optimum.neuron.utils import misc
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
-from train import best, lora, packing
+from train import best, lora, packing, parallel
 from train.arguments import LoraArguments
 from train.consolidate import consolidate
 from train.data import IGNORED
 from train.health import require_finite, require_finite_weights
-from train.launch import EXTRACT_ENV, PEAK_FLOPS, environment
+from train.launch import EXTRACT_ENV, LENT, PEAK_FLOPS, VISIBLE_CORES, environment, own_core
 from train.losses import STEP_TOKENS, causal_model, label_count
 from train.metrics import Work
 from train.order import Counted, CountedRows, EpochSampler, label_counts
-from train.signature import Layout, SignatureError, layout_problems
+from train.signature import Layout, SignatureError, family_problems, layout_problems
 
 STATIC_SHAPES = True
 PRECOMPILE_STEPS = 12  # 10 to 15 reach every graph of a step: Neuron SDK, pytorch-neuron-parallel-compile.rst
@@ -49,11 +51,23 @@ class NeuronArguments(NeuronTrainingArguments):
     def __post_init__(self) -> None:
         try:
             os.environ.update(environment(self, os.environ))
+            own_core(LENT, int(os.environ.get("LOCAL_RANK", "0")))
         except ValueError as error:
             raise SignatureError(str(error)) from None
         if problems := layout_problems(Layout.of(self, STATIC_SHAPES)):
             raise SignatureError("\n".join(problems))
+        torch_xla_neuron.initialize_env = set_own_core
         super().__post_init__()
+
+
+def set_own_core(local_rank: int) -> None:
+    """This worker's core among those that the container was lent.
+
+    torch_xla 2.1.0 takes the worker's number for it (_internal/neuron.py, initialize_env): of a container that was
+    lent the cores 4-5 of a host, the workers would take 0 and 1, perhaps another container's.
+    """
+    os.environ["NEURON_PJRT_PROCESS_INDEX"] = str(local_rank)
+    os.environ[VISIBLE_CORES] = own_core(LENT, local_rank)
 
 
 ARGUMENTS = NeuronArguments
@@ -96,9 +110,34 @@ def adapt(arguments: Any) -> tuple[Any, str]:
 def load_model(name: str, arguments: Any, **hub: Any) -> Any:
     """The model with eager attention: sdpa asks the device for values while the mask is made. With TP or PP the
     weights stay in their files until each worker knows its part."""
+    problems, unknown = family_problems(Layout.of(arguments, STATIC_SHAPES), AutoConfig.from_pretrained(name, **hub))
+    if problems:
+        raise SignatureError("\n".join(problems))
+    if unknown:
+        print(unknown, flush=True)
+    misc.convert_checkpoint_to_safetensors = converted_once_a_host
     sizes = (arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
     with lazy_load_for_parallelism(*sizes):
         return AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32", attn_implementation="eager", **hub)
+
+
+_convert = misc.convert_checkpoint_to_safetensors
+
+
+def converted_once_a_host(*args: Any, **kwargs: Any) -> Any:
+    """Upstream's conversion of pytorch_model.bin, which TP and PP need, with every worker waiting for it.
+
+    Upstream converts on the first worker of the job and lets the others open the file at once, which is not there yet
+    (utils/misc.py), and on other hosts never is.
+    """
+    if xm.get_local_ordinal() == 0:
+        known, torch.distributed.is_initialized = torch.distributed.is_initialized, lambda: False
+        try:
+            _convert(*args, **kwargs)  # on its own, whichever host this is
+        finally:
+            torch.distributed.is_initialized = known
+    xm.rendezvous("pytorch_model.bin is converted on every host")
+    return _convert(*args, **kwargs)  # there now: the path
 
 
 def add_adapters(model: Any, arguments: LoraArguments) -> tuple[Any, int]:
@@ -162,6 +201,8 @@ class FullBatches(torch.utils.data.Dataset[Any]):
 class StaticTrainer(NeuronTrainer):
     """NeuronTrainer that evaluates, resumes, orders its rows by seed and epoch, and reports the loss per step."""
 
+    optimizer: Any
+
     def __init__(self, **kwargs: Any) -> None:
         model = causal_model(kwargs["model"])
         # Both are changed by parallelisation: the vocabulary becomes one worker's part.
@@ -175,6 +216,7 @@ class StaticTrainer(NeuronTrainer):
         self.takes_divisor = bool(getattr(self, "model_accepts_loss_kwargs"))  # noqa: B009 (untyped upstream)
         # compute_loss has divided already; a pipeline's loss upstream divides by the accumulation.
         self.model_accepts_loss_kwargs = True
+        packing.keep_segments(self)
         self.evaluation_scale = 1.0
         self.handled_step = 0
 
@@ -182,6 +224,27 @@ class StaticTrainer(NeuronTrainer):
         # Upstream takes the newest directory of output_dir, torn or of another run, while it parses the arguments.
         self.args.mp_plugin.checkpoint_dir = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        # The first moment at which model, optimizer and schedule are the ones that the loop goes on with; what a
+        # checkpoint says of them is loaded next.
+        parallel.let_schedule_reach(self.optimizer, self.lr_scheduler)
+        if Layout.of(self.args, STATIC_SHAPES).sequence_parallel:
+            parallel.mark_norms(self.model_wrapped)
+        if checkpoint is None or not self.mp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # neuronx-distributed reads into a dictionary or into its own optimizers, and refuses accelerate's wrapper,
+        # which is what upstream gives it: no job with TP or PP could go on from a checkpoint.
+        wrapper, real = self.optimizer, self.optimizer.optimizer
+        own = type(real).__name__ == "NeuronZero1Optimizer"
+        self.optimizer = state = real if own else {}
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            self.optimizer = wrapper
+        if not own:
+            real.load_state_dict(state)
 
     def get_train_dataloader(self) -> Any:
         from neuronx_distributed.parallel_layers import parallel_state

@@ -23,10 +23,16 @@ import io.netty.handler.codec.http.HttpUtil;
 import io.netty.handler.codec.http.HttpVersion;
 import io.netty.handler.codec.http.LastHttpContent;
 import io.netty.handler.codec.http.QueryStringDecoder;
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.DirectoryStream;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.UUID;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -63,13 +69,12 @@ final class Front extends SimpleChannelInboundHandler<FullHttpRequest> {
                 throw new HttpError(400, "BadRequestException", "Invalid HTTP message.");
             }
             QueryStringDecoder query = new QueryStringDecoder(request.uri());
-            switch (query.path()) {
+            // Upstream's pattern takes anything below these two as well.
+            switch (query.path().replaceFirst("^(/ping|/invocations)/.*", "$1")) {
                 case "/ping" -> ping(reply);
+                case "/metrics" -> metrics(reply);
                 case "/invocations", "/v1/chat/completions" -> invoke(reply, request, query);
-                default -> throw new HttpError(
-                        404,
-                        "ResourceNotFoundException",
-                        "Requested resource is not found, please refer to API document.");
+                default -> throw HttpError.unknown();
             }
         } catch (HttpError e) {
             reply.error(e);
@@ -95,6 +100,25 @@ final class Front extends SimpleChannelInboundHandler<FullHttpRequest> {
     private void ping(Reply reply) {
         String status = worker.status();
         reply.json("FAILED".equals(status) ? 500 : 200, Map.of(settings.modelName(), Map.of("status", status)));
+    }
+
+    /**
+     * Prometheus text, as the real server with SERVING_PROMETHEUS=true. There it is made of lines that the handler
+     * prints; here of the files that it leaves beside the server (serve/metrics.py), one for each worker.
+     */
+    private void metrics(Reply reply) throws HttpError {
+        if (settings.metrics() == null) {
+            throw HttpError.unknown();
+        }
+        Set<String> lines = new LinkedHashSet<>(); // each worker's file repeats the comments
+        try (DirectoryStream<Path> files = Files.newDirectoryStream(settings.metrics(), "metrics-*.prom")) {
+            for (Path file : files) {
+                lines.addAll(Files.readAllLines(file));
+            }
+        } catch (IOException e) {
+            throw HttpError.of(500, e);
+        }
+        reply.text(String.join("\n", lines) + '\n');
     }
 
     private void invoke(Reply reply, FullHttpRequest request, QueryStringDecoder query) throws HttpError {
@@ -181,6 +205,13 @@ final class Front extends SimpleChannelInboundHandler<FullHttpRequest> {
             response.headers().set(HttpHeaderNames.CONTENT_TYPE, HttpHeaderValues.APPLICATION_JSON);
             response.content().writeCharSequence(JsonUtils.GSON_PRETTY.toJson(body) + '\n', StandardCharsets.UTF_8);
             send(response, code >= 400);
+        }
+
+        void text(String body) {
+            FullHttpResponse response = new DefaultFullHttpResponse(HttpVersion.HTTP_1_1, HttpResponseStatus.OK);
+            response.headers().set(HttpHeaderNames.CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+            response.content().writeCharSequence(body, StandardCharsets.UTF_8);
+            send(response, false);
         }
 
         void error(HttpError e) {

@@ -10,6 +10,11 @@ final class HttpError extends Exception {
         this.type = type;
     }
 
+    static HttpError unknown() {
+        return new HttpError(
+                404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.");
+    }
+
     static HttpError of(int code, Throwable t) {
         Throwable root = t;
         while (root.getCause() != null) {

@@ -23,11 +23,14 @@ record Settings(
         int queueSize,
         int maxRequestSize,
         int chunkedReadTimeout,
+        int workers,
         int retryThreshold,
-        boolean failFast) {
+        boolean failFast,
+        Path metrics) {
 
     private static final String INT = "[1-9][0-9]{0,8}";
     private static final String ADDRESS = "http://[^/:]+:[0-9]+";
+    private static final String WORKERS = "[1-9][0-9]?";
     private static final String NOTHING = "(?!)";
 
     /** config.properties (or SERVING_ + upper case in the environment, which wins): what values are taken. */
@@ -46,17 +49,18 @@ record Settings(
 
     /** Upstream reads these from the environment alone: ModelInfo, not ConfigManager. */
     private static final Map<String, String> ENVIRONMENT =
-            Map.of(
-                    "SERVING_MIN_WORKERS", "1",
-                    "SERVING_MAX_WORKERS", "1",
-                    "SERVING_RETRY_THRESHOLD", "[0-9]{1,9}",
-                    "SERVING_FAIL_FAST", "true|false",
-                    "HF_MODEL_ID", NOTHING,
-                    "DJL_CLUSTER_SIZE", "1",
-                    "SAGEMAKER_MULTI_MODEL", "false",
-                    "SAGEMAKER_SECURE_MODE", "false",
-                    "SAGEMAKER_HEALTH_CHECK_OVERRIDE", "false",
-                    "ALLOW_REQUEST_HANDLER_OVERRIDE", "false");
+            Map.ofEntries(
+                    Map.entry("SERVING_MIN_WORKERS", WORKERS),
+                    Map.entry("SERVING_MAX_WORKERS", WORKERS),
+                    Map.entry("SERVING_RETRY_THRESHOLD", "[0-9]{1,9}"),
+                    Map.entry("SERVING_FAIL_FAST", "true|false"),
+                    Map.entry("HF_MODEL_ID", NOTHING),
+                    Map.entry("DJL_CLUSTER_SIZE", "1"),
+                    Map.entry("SAGEMAKER_MULTI_MODEL", "false"),
+                    Map.entry("SAGEMAKER_SECURE_MODE", "false"),
+                    Map.entry("SAGEMAKER_HEALTH_CHECK_OVERRIDE", "false"),
+                    Map.entry("ALLOW_REQUEST_HANDLER_OVERRIDE", "false"),
+                    Map.entry("SERVING_PROMETHEUS", "true|false"));
 
     /** Options that Java itself would act on; every other OPTION_ is the handler's and passed through. */
     private static final Map<String, String> OPTIONS =
@@ -84,7 +88,7 @@ record Settings(
         Map<String, Object> arguments = new HashMap<>(); // upstream ModelInfo: the handler's first call has these too
         arguments.put("maxWorkers", env.getOrDefault("SERVING_MAX_WORKERS", "unset"));
         if (env.containsKey("SERVING_MIN_WORKERS")) {
-            arguments.put("minWorkers", "1");
+            arguments.put("minWorkers", env.get("SERVING_MIN_WORKERS"));
         }
         if (options.containsKey("engine")) {
             arguments.put("engine", options.remove("engine"));
@@ -102,8 +106,12 @@ record Settings(
                 Integer.parseInt(config.getOrDefault("job_queue_size", "1000")),
                 Integer.parseInt(config.getOrDefault("max_request_size", "67108864")),
                 Integer.parseInt(config.getOrDefault("chunked_read_timeout", "120")),
+                Integer.parseInt(env.get("SERVING_MAX_WORKERS")),
                 Integer.parseInt(env.getOrDefault("SERVING_RETRY_THRESHOLD", "0")),
-                Boolean.parseBoolean(env.get("SERVING_FAIL_FAST")));
+                Boolean.parseBoolean(env.get("SERVING_FAIL_FAST")),
+                Boolean.parseBoolean(env.get("SERVING_PROMETHEUS"))
+                        ? Path.of(env.getOrDefault("MODEL_SERVER_HOME", "."))
+                        : null);
     }
 
     String host() {
@@ -199,8 +207,10 @@ record Settings(
 
     private static void check(Path directory, Map<String, String> config, Map<String, String> env)
             throws Refused {
-        if (!"1".equals(env.get("SERVING_MAX_WORKERS"))) {
-            throw new Refused("SERVING_MAX_WORKERS=1 is required: DJL Serving's default is more than one worker");
+        String workers = env.get("SERVING_MAX_WORKERS");
+        if (workers == null || !workers.equals(env.getOrDefault("SERVING_MIN_WORKERS", workers))) {
+            throw new Refused("SERVING_MAX_WORKERS is required, and SERVING_MIN_WORKERS must be the same: DJL Serving's"
+                    + " default is a worker for each processor, and it would start and stop them by the load");
         }
         String home = env.get("MODEL_SERVER_HOME");
         if (home != null && !Files.isDirectory(Path.of(home))) {
@@ -250,6 +260,8 @@ record Settings(
             if (!value.matches(allowed)) {
                 String words = INT.equals(allowed)
                         ? "a positive whole number"
+                        : WORKERS.equals(allowed)
+                        ? "a whole number from 1 to 99"
                         : ADDRESS.equals(allowed) ? "http://HOST:PORT" : allowed.replace("|", " or ");
                 throw new Refused(shown + "=" + value + " is not implemented by this local server, which takes "
                         + words);

@@ -6,6 +6,7 @@ import ai.djl.repository.zoo.Criteria;
 import ai.djl.repository.zoo.ZooModel;
 import ai.djl.translate.NoopServingTranslatorFactory;
 import ai.djl.translate.TranslateException;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletableFuture;
@@ -15,10 +16,11 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * The one worker: hands the requests to the engine in their order. With a rolling batch the engine
- * answers at once with a stream to be filled, so that the next request can join the batch.
+ * The workers: each hands requests from their one queue to an engine of its own, in their order. With a
+ * rolling batch the engine answers at once with a stream to be filled, so that the next request can join
+ * the batch.
  */
-final class Worker implements Runnable {
+final class Worker {
 
     private static final Logger LOG = LoggerFactory.getLogger("Worker");
 
@@ -31,11 +33,7 @@ final class Worker implements Runnable {
     private final Settings settings;
     private final BlockingQueue<Job> queue = new LinkedBlockingQueue<>();
     private final ZooModel<Input, Output> model;
-    private Predictor<Input, Output> predictor;
-    private volatile boolean busy;
-    private volatile boolean alive;
-    private volatile boolean starting;
-    private volatile long diedAt;
+    private final List<Place> places = new ArrayList<>();
 
     Worker(Settings settings) throws Exception {
         this.settings = settings;
@@ -51,25 +49,23 @@ final class Worker implements Runnable {
                 .build()
                 .loadModel();
         model.setProperty("metric_dimension", settings.modelName());
-        start();
+        for (int i = 1; i <= settings.workers(); ++i) { // one after the other, as upstream's WorkerPool
+            Place place = new Place(String.format("WT-%04d", i));
+            place.start();
+            places.add(place);
+        }
     }
 
-    private void start() {
-        predictor = model.newPredictor(); // starts the Python process and runs the handler's first call
-        alive = true;
-        Thread thread = new Thread(this, "WT-0001");
-        thread.setDaemon(true);
-        thread.start();
-    }
-
-    /** Upstream WorkLoadManager.runJob, with its sums: the last place is only for an idle worker. */
+    /** Upstream WorkLoadManager.runJob, with its sums: the last place in the queue is only for an idle worker. */
     CompletableFuture<Output> submit(Input input) throws HttpError {
         if ("FAILED".equals(status())) {
             throw new HttpError(503, "WlmException", "Model is not ready: " + settings.modelName());
         }
         int remaining = settings.queueSize() - queue.size();
+        boolean alive = places.stream().anyMatch(p -> p.alive);
+        boolean busy = places.stream().allMatch(p -> p.busy || !p.alive);
         if (!alive || remaining < 1 || remaining == 1 && busy) {
-            restartIfStale();
+            places.forEach(Place::restartIfStale);
             throw new HttpError(
                     503,
                     "WlmCapacityException",
@@ -80,7 +76,7 @@ final class Worker implements Runnable {
         return job.result();
     }
 
-    /** Upstream ModelInfo.getStatus and ModelManager.workerStatus. The engine counts the failures. */
+    /** Upstream ModelInfo.getStatus and ModelManager.workerStatus. The engine counts the failures, for all workers. */
     String status() {
         int threshold = model.intProperty("retry_threshold", settings.retryThreshold());
         if (model.intProperty("failed", 0) > threshold) {
@@ -89,54 +85,76 @@ final class Worker implements Runnable {
             }
             return "FAILED";
         }
-        return starting ? "Unhealthy" : "Healthy";
+        return places.stream().anyMatch(p -> p.starting) ? "Unhealthy" : "Healthy";
     }
 
-    private synchronized void restartIfStale() {
-        if (alive || starting || System.nanoTime() - diedAt < STALE_NANOS) {
-            return;
+    /** One worker with its Python process. */
+    private final class Place implements Runnable {
+        private final String name;
+        private Predictor<Input, Output> predictor;
+        private volatile boolean busy;
+        private volatile boolean alive;
+        private volatile boolean starting;
+        private volatile long diedAt;
+
+        Place(String name) {
+            this.name = name;
         }
-        starting = true;
-        Thread thread = new Thread(() -> {
-            try {
-                start();
-            } catch (RuntimeException e) {
-                LOG.error("The worker could not be started again", e);
-                diedAt = System.nanoTime();
-            } finally {
-                starting = false;
-            }
-        });
-        thread.setDaemon(true);
-        thread.start();
-    }
 
-    /** Upstream WorkerThread.run: a TranslateException is one request's, anything else the worker's end. */
-    @Override
-    public void run() {
-        while (alive) {
-            Job job;
-            try {
-                job = queue.take();
-            } catch (InterruptedException e) {
+        void start() {
+            predictor = model.newPredictor(); // starts the Python process and runs the handler's first call
+            alive = true;
+            Thread thread = new Thread(this, name);
+            thread.setDaemon(true);
+            thread.start();
+        }
+
+        synchronized void restartIfStale() {
+            if (alive || starting || System.nanoTime() - diedAt < STALE_NANOS) {
                 return;
             }
-            busy = true;
-            try {
-                // A client that left while waiting costs no generation (upstream ModelThread.run).
-                job.result().complete(
-                        job.input().isCancelled() ? null : predictor.batchPredict(List.of(job.input())).get(0));
-            } catch (TranslateException e) {
-                LOG.warn("WT-0001: Failed to predict", e);
-                job.result().completeExceptionally(HttpError.of(400, e));
-            } catch (Throwable t) { // whatever it is, the client must hear of it and the worker is gone
-                LOG.error("WT-0001: Server error", t);
-                alive = false;
-                diedAt = System.nanoTime();
-                predictor.close();
-                job.result().completeExceptionally(new HttpError(503, "WlmException", t.getMessage()));
-            } finally {
-                busy = false;
+            starting = true;
+            Thread thread = new Thread(() -> {
+                try {
+                    start();
+                } catch (RuntimeException e) {
+                    LOG.error("The worker could not be started again", e);
+                    diedAt = System.nanoTime();
+                } finally {
+                    starting = false;
+                }
+            });
+            thread.setDaemon(true);
+            thread.start();
+        }
+
+        /** Upstream WorkerThread.run: a TranslateException is one request's, anything else the worker's end. */
+        @Override
+        public void run() {
+            while (alive) {
+                Job job;
+                try {
+                    job = queue.take();
+                } catch (InterruptedException e) {
+                    return;
+                }
+                busy = true;
+                try {
+                    // A client that left while waiting costs no generation (upstream ModelThread.run).
+                    job.result().complete(
+                            job.input().isCancelled() ? null : predictor.batchPredict(List.of(job.input())).get(0));
+                } catch (TranslateException e) {
+                    LOG.warn("{}: Failed to predict", name, e);
+                    job.result().completeExceptionally(HttpError.of(400, e));
+                } catch (Throwable t) { // whatever it is, the client must hear of it and the worker is gone
+                    LOG.error("{}: Server error", name, t);
+                    alive = false;
+                    diedAt = System.nanoTime();
+                    predictor.close();
+                    job.result().completeExceptionally(new HttpError(503, "WlmException", t.getMessage()));
+                } finally {
+                    busy = false;
+                }
             }
         }
     }

@@ -31,11 +31,22 @@ def not_implemented(what: str) -> ApiError:
     return ApiError("NotImplemented", f"{what} is not implemented by the local SageMaker; see {page}", 501)
 
 
+# Values of members that are there and ask for nothing: SDKs send them with every request.
+ASKS_FOR_NOTHING = (("DisableProfiler", True), ("TrainingRepositoryAccessMode", "Platform"))
+
+
 def only(where: str, value: dict[str, Any], known: set[str]) -> None:
-    """Raises for every member that is not emulated: it would silently have no effect."""
-    unknown = sorted(set(value) - known)
+    """Raises for every member that is not emulated and asks for something: it would silently have no effect."""
+    unknown = sorted(name for name in set(value) - known if not _asks_for_nothing(name, value[name]))
     if unknown:
         raise not_implemented(f"{where} with {', '.join(unknown)}")
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """False, empty, or made of nothing else: ProfilerConfig {"DisableProfiler": true} as much as []."""
+    if isinstance(value, dict):
+        return all(_asks_for_nothing(k, v) for k, v in value.items())
+    return not value or (name, value) in ASKS_FOR_NOTHING
 
 
 KINDS = {
@@ -55,6 +66,12 @@ KINDS = {
 }
 # Those that answer a call instead of letting it through; `operation` says which.
 CALLS = ("throttling", "expired-token", "access-denied", "quota")
+# The same of S3: its own codes, https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+S3_CALLS = {
+    "throttling": ("SlowDown", 503),
+    "expired-token": ("ExpiredToken", 400),
+    "access-denied": ("AccessDenied", 403),
+}
 
 
 @dataclass
@@ -122,6 +139,27 @@ class Faults:
                 continue
             if self.take(kind, name, operation):
                 raise _answer(kind, operation, request, f"arn:aws:sagemaker:{region}:{account}:*/{name.lower()}")
+
+    def check_object(self, method: str, query: str, path: str) -> None:
+        """`check_call` for S3, whose operations are a method and a query; the name is bucket/key."""
+        if not self._list:
+            return
+        key = path.strip("/").partition("/")[2]
+        for kind, (code, status) in S3_CALLS.items():
+            if self.take(kind, path.strip("/"), s3_operation(method, query, key)):
+                raise ApiError(code, KINDS[kind], status)
+
+
+def s3_operation(method: str, query: str, key: str) -> str:
+    """The operation of a request to S3, as far as faults tell them apart."""
+    if method == "POST":
+        whole = "CompleteMultipartUpload" if "uploadId=" in query else "CreateMultipartUpload"
+        return whole if key else "DeleteObjects"
+    if method == "PUT" and "partNumber=" in query:
+        return "UploadPart"
+    if not key:
+        return {"GET": "ListObjectsV2", "HEAD": "HeadBucket", "PUT": "CreateBucket"}.get(method, "DeleteBucket")
+    return f"{method.capitalize()}Object"
 
 
 def _answer(kind: str, operation: str, request: dict[str, Any], resource: str) -> ApiError:

@@ -1,12 +1,15 @@
 """The HTTP front of the local SageMaker, as a WSGI application.
 
 SageMaker's own calls (X-Amz-Target: SageMaker.*) and SageMaker Runtime's paths are answered here; S3, ECR, IAM, STS,
-Logs, CloudWatch, Secrets Manager and tagging by moto; any other service by a clear refusal. /harness/* is for the
-command line. docs/reference/sagemaker-operations.md is made from the table of operations.
+Logs, CloudWatch, Secrets Manager and tagging by moto; EventBridge Scheduler, as far as endpoints need it, by
+schedules.py; any other service by a clear refusal. /harness/* is for the command line.
+docs/reference/sagemaker-operations.md is made from the table of operations.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hmac
 import json
 import re
@@ -22,7 +25,7 @@ from xml.sax.saxutils import escape as xml_escape
 from containers import contract
 from harness.errors import InvalidInput
 from harness.executors import docker
-from harness.local.api import hosting, jobs, signature, tags
+from harness.local.api import hosting, jobs, schedules, signature, tags
 from harness.local.api.errors import KINDS, ApiError, invalid, not_implemented
 from harness.local.api.runtime import Runtime
 from harness.local.moto_backends import Wsgi
@@ -113,6 +116,7 @@ MOTO = {
     "secretsmanager": "Secrets Manager",
 }
 MAX_JSON = 1 << 20  # bytes of a SageMaker request: a hundred hyperparameters of 2,500 characters are a quarter of it
+LARGE = 1 << 20  # bytes of a body that is worth a look for what is left of it
 MAX_BODY = 512 << 20  # bytes of any request; boto3 and the CLI send objects in parts of 8 MB
 HOSTS = ("127.0.0.1", "localhost")
 XML = ("s3", "iam", "sts", "monitoring")  # services whose answers are XML: REST XML, and the query protocol
@@ -141,6 +145,7 @@ class Front:
     def __init__(self, service: Service, store: ObjectStore, moto: Wsgi, access: Access) -> None:
         self.service, self.store, self.moto, self.access = service, store, moto, access
         self.runtime = Runtime(service)
+        self._large = False  # whether the last request to S3 had a large body
         self.misshapen: list[str] = []  # answers of ours that do not fit botocore's model: bugs, shown by /harness
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
@@ -205,6 +210,8 @@ class Front:
             return self._sagemaker(body, start, target.removeprefix("SageMaker."), region)
         if service == "sagemaker" and (match := RUNTIME.fullmatch(path)):
             return self._invoke(environ, body, start, region, urllib.parse.unquote(match[1]), match[2])
+        if service == "scheduler":
+            return self._scheduler(environ, body, start, region)
         if service not in MOTO:
             raise ApiError("NotImplemented", f"service {service} is not part of the local SageMaker", 501)
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
@@ -223,6 +230,12 @@ class Front:
             sys.stderr.write(f"answer of {operation} does not fit botocore's model: {'; '.join(problems)}\n")
         return _answer(start, 200, json.dumps(response).encode() if response else b"", "application/x-amz-json-1.1")
 
+    def _scheduler(self, environ: Environ, body: bytes, start: StartResponse, region: str) -> Iterable[bytes]:
+        path, query = _decoded(environ.get("PATH_INFO", "")), environ.get("QUERY_STRING", "")
+        asked = dict(urllib.parse.parse_qsl(query))
+        answer = schedules.call(self.service, region, environ["REQUEST_METHOD"], path, asked, _json(body))
+        return _answer(start, 200, json.dumps(answer).encode(), "application/json")
+
     def _invoke(
         self, environ: Environ, body: bytes, start: StartResponse, region: str, name: str, kind: str
     ) -> Iterable[bytes]:
@@ -230,6 +243,8 @@ class Front:
             raise ApiError("NotImplemented", f"{kind} is not implemented by the local SageMaker", 501)
         if environ["REQUEST_METHOD"] != "POST":
             raise ApiError("MethodNotAllowed", "invocations are POST", 405)
+        asked = "InvokeEndpoint" if kind == "invocations" else "InvokeEndpointWithResponseStream"
+        self.service.faults.check_call(asked, {"EndpointName": name}, self.service.account, region)
         headers = _Headers(environ)
         answer = self.runtime.invoke(region, name, headers, body, stream=kind != "invocations")
         out = list(answer.headers.items())
@@ -246,6 +261,10 @@ class Front:
         if not isinstance(store, SharedStore):
             text = "the objects of this local SageMaker are in AWS's S3; ask there, without an endpoint URL for s3"
             raise ApiError("NotImplemented", text, 501)
+        self.service.faults.check_object(environ["REQUEST_METHOD"], environ.get("QUERY_STRING", ""), _decoded(path))
+        large, self._large = self._large, int(environ.get("CONTENT_LENGTH") or 0) > LARGE
+        if large:
+            _let_go_of_bodies()
         answer = self.moto(environ, start)
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             bucket, _, key = _decoded(path).lstrip("/").partition("/")
@@ -293,6 +312,12 @@ class Front:
         else:
             raise ApiError("ResourceNotFound", f"{method} /harness/{what}", 404)
         return _answer(start, 200, json.dumps(value).encode(), "application/json")
+
+
+def _let_go_of_bodies() -> None:
+    """Give the memory of earlier requests back: moto's hold themselves in cycles, with bodies of up to 64 MB."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what many threads have freed
 
 
 class _Headers(dict[str, str]):

@@ -7,6 +7,7 @@ from typing import Any
 from harness.local.api.errors import ApiError, invalid, not_implemented, only
 from harness.local.api.records import Records
 from harness.local.api.tags import take_tags
+from harness.local.endpoints.container import model_data
 from harness.local.endpoints.worker import EndpointWorker, remove_endpoint
 from harness.local.service import Service, now
 
@@ -20,6 +21,7 @@ CONFIG = {"EndpointConfigName", "ProductionVariants", "Tags", "KmsKeyId"}
 VARIANT = {"VariantName", "ModelName", "InitialInstanceCount", "InstanceType", "InitialVariantWeight"}
 VARIANT |= {"VolumeSizeInGB", "ModelDataDownloadTimeoutInSeconds", "ContainerStartupHealthCheckTimeoutInSeconds"}
 VARIANT |= {"InferenceAmiVersion", "RoutingConfig"}
+MODEL_ID_VARIABLES = ("HF_MODEL_ID", "OPTION_MODEL_ID")  # hub ids, which the containers have no network for
 MAX_ENVIRONMENT = 32 * 1024  # bytes of all keys and values of a container
 
 
@@ -34,10 +36,11 @@ def create_model(service: Service, region: str, request: Request) -> Response:
     container = request.get("PrimaryContainer") or next(iter(containers), None)
     if container is None:
         raise invalid("Either PrimaryContainer or Containers must be given.")
-    _check_container(container)
     if "ExecutionRoleArn" not in request:
         raise invalid("ExecutionRoleArn is required.")
     service.check_role(request["ExecutionRoleArn"])
+    _check_container(container)
+    _check_model_source(service, region, request, container)
     describe = {k: v for k, v in request.items() if k not in ("Tags", "Containers")}
     describe |= {"PrimaryContainer": {"Mode": "SingleModel", **container}}
     describe |= {"ModelArn": arn, "CreationTime": now()}
@@ -66,6 +69,33 @@ def _check_container(container: dict[str, Any]) -> None:
     size = sum(len(k.encode()) + len(v.encode()) for k, v in container.get("Environment", {}).items())
     if size > MAX_ENVIRONMENT:
         raise invalid(f"The environment has {size} bytes; {MAX_ENVIRONMENT} are allowed.")
+
+
+def _check_model_source(service: Service, region: str, request: Request, container: dict[str, Any]) -> None:
+    """What the endpoint would fail for after minutes: model data that is not there, an image or id it cannot have."""
+    image, source = container["Image"], model_data(container)
+    if service.executor == "process" and not image.startswith(f"{service.account}."):
+        text = f"Image {image} is not of this account, and executor process runs only neuron-harness's own images"
+        raise not_implemented(f"{text}; with Docker: harness local up --executor docker")
+    for name in MODEL_ID_VARIABLES:
+        value = container.get("Environment", {}).get(name, "/")
+        if not value.startswith("/"):
+            text = f"{name}={value} is an id of the model hub, and nothing is downloaded by the container"
+            raise invalid(f"{text}; give the model as ModelDataUrl or ModelDataSource in S3.")
+    if source is not None:
+        service.check_bucket(source["S3Uri"], region)
+        try:
+            found = any(service.store.objects(source["S3Uri"]))
+        except ValueError as error:
+            raise invalid(f"Invalid S3Uri: {error}") from None
+        if not found:
+            role = request["ExecutionRoleArn"]
+            raise invalid(
+                f'Could not access model data at {source["S3Uri"]}. Please ensure that the role "{role}" exists and '
+                'that its trust relationship policy allows the action "sts:AssumeRole" for the service principal '
+                '"sagemaker.amazonaws.com". Also ensure that the role has "s3:GetObject" permissions and that the '
+                f"object is located in {region}."
+            )
 
 
 def _no_model(service: Service, region: str, name: str) -> ApiError:
@@ -187,7 +217,7 @@ def delete(service: Service, region: str, request: Request) -> Response:
     name = request["EndpointName"]
     document = ENDPOINTS.find(service, region, name)
     arn, status = document["describe"]["EndpointArn"], document["describe"]["EndpointStatus"]
-    if status in ("Updating", "RollingBack", "SystemUpdating", "Deleting"):
+    if status in ("Creating", "Updating", "RollingBack", "SystemUpdating", "Deleting"):
         raise invalid(f'Cannot update in-progress endpoint "{arn}".')
     worker = service.worker("endpoint", region, name)
     with service.endpoints.changing(region, name) as changed:

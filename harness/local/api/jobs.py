@@ -25,13 +25,14 @@ TRAINING_MEMBERS = {
     "RetryStrategy",
 }
 ALGORITHM = {"TrainingImage", "TrainingInputMode", "MetricDefinitions", "ContainerEntrypoint", "ContainerArguments"}
+ALGORITHM |= {"EnableSageMakerMetricsTimeSeries"}  # what matches a metric definition is in CloudWatch either way
 RESOURCES = {"InstanceType", "InstanceCount", "VolumeSizeInGB", "VolumeKmsKeyId"}
 CHANNEL = {"ChannelName", "DataSource", "ContentType", "CompressionType", "RecordWrapperType", "InputMode"}
 S3_SOURCE = {"S3DataType", "S3Uri", "S3DataDistributionType"}
 MAX_HOSTS = 16  # loopback addresses and processes are cheap, this machine's memory is not
 
 
-def check_training_job(service: Service, request: dict[str, Any]) -> None:
+def check_training_job(service: Service, region: str, request: dict[str, Any]) -> None:
     """Raises ApiError for the first rule that `request` breaks."""
     only("CreateTrainingJob", request, TRAINING_MEMBERS)
     for member in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
@@ -49,7 +50,8 @@ def check_training_job(service: Service, request: dict[str, Any]) -> None:
     service.check_role(request["RoleArn"])
     for channel in channels:
         _check_channel(service, channel, request)
-    _check_output(service, request)
+        service.check_bucket(channel["DataSource"]["S3DataSource"]["S3Uri"], region)
+    _check_output(service, region, request)
 
 
 def _check_algorithm(algorithm: dict[str, Any]) -> None:
@@ -115,7 +117,7 @@ def _check_channel(service: Service, channel: dict[str, Any], request: dict[str,
 def check_s3(service: Service, uri: str, role: str) -> None:
     """Something must be there before the job starts."""
     try:
-        found = any(service.store.files(uri))
+        found = any(service.store.objects(uri))
     except ValueError as error:
         raise invalid(f"Invalid S3Uri: {error}") from None
     if not found:
@@ -127,7 +129,7 @@ def check_s3(service: Service, uri: str, role: str) -> None:
         )
 
 
-def _check_output(service: Service, request: dict[str, Any]) -> None:
+def _check_output(service: Service, region: str, request: dict[str, Any]) -> None:
     uris = [request["OutputDataConfig"]["S3OutputPath"]]
     if "CheckpointConfig" in request:
         uris.append(request["CheckpointConfig"]["S3Uri"])
@@ -142,6 +144,7 @@ def _check_output(service: Service, request: dict[str, Any]) -> None:
         bucket = uri.removeprefix("s3://").split("/")[0]
         if not service.store.has_bucket(bucket):
             raise invalid(f"The specified bucket does not exist: {bucket}")
+        service.check_bucket(uri, region)
 
 
 Request = dict[str, Any]
@@ -158,6 +161,7 @@ JOBS = Records(
     ),
     lambda *_: ApiError("ValidationException", "Requested resource not found."),
     "TrainingJobStatus",
+    pages_first=True,
 )
 # What a request says and a description repeats.
 REPEATED = (
@@ -181,7 +185,7 @@ def create(service: Service, region: str, request: Request) -> Response:
     arn = service.arn(region, "training-job", name.lower())
     if service.jobs.get(region, name) is not None:
         raise _taken(arn)
-    check_training_job(service, request)
+    check_training_job(service, region, request)
     request = {**request, "StoppingCondition": {"MaxRuntimeInSeconds": 86400, **request["StoppingCondition"]}}
     at = now()
     describe: Response = {
@@ -195,7 +199,7 @@ def create(service: Service, region: str, request: Request) -> Response:
         "SecondaryStatusTransitions": [
             {"Status": "Starting", "StartTime": at, "StatusMessage": "Preparing the instances for training"}
         ],
-        **{member: request[member] for member in REPEATED if member in request},
+        **_described({member: request[member] for member in REPEATED if member in request}),
         **{
             member: request.get(member, False)
             for member in (
@@ -210,6 +214,15 @@ def create(service: Service, region: str, request: Request) -> Response:
         raise _taken(arn)
     service.work("job", region, name, JobWorker(service, region, name))
     return {"TrainingJobArn": arn}
+
+
+def _described(members: Response) -> Response:
+    """With the defaults that AWS writes into a description: SDKs read them without looking whether they are there."""
+    members["OutputDataConfig"] = {"KmsKeyId": "", "CompressionType": "GZIP", **members["OutputDataConfig"]}
+    if "InputDataConfig" in members:
+        unset = {"CompressionType": "None", "RecordWrapperType": "None"}
+        members["InputDataConfig"] = [{**unset, **channel} for channel in members["InputDataConfig"]]
+    return members
 
 
 def _taken(arn: str) -> ApiError:

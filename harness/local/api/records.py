@@ -78,18 +78,21 @@ Row = dict[str, Any]
 
 
 def page(
-    rows: Iterable[Row], request: dict[str, Any], name: str, status: str = "", default_order: str = "Descending"
+    rows: Iterable[Row], request: dict[str, Any], name: str, status: str = "", pages_first: bool = False
 ) -> tuple[list[Row], str | None]:
     """The rows of one page and the token of the next.
 
-    `name` and `status` are the members of a row that NameContains and StatusEquals look at.
+    `name` and `status` are the members of a row that NameContains and StatusEquals look at. With `pages_first` they
+    are looked at within a page, as ListTrainingJobs does: a page may be empty and have a next one.
     """
-    found = [row for row in rows if _fits(row, request, name, status)]
     by = {"Name": name, "Status": status}.get(request.get("SortBy", ""), "CreationTime")
-    found.sort(key=lambda row: row[by], reverse=request.get("SortOrder", default_order) == "Descending")
+    descending = request.get("SortOrder", "Descending") == "Descending"
+    found = sorted(rows, key=lambda row: row[by], reverse=descending)
+    if not pages_first:
+        found = [row for row in found if _fits(row, request, name, status)]
     start, size = _offset(request.get("NextToken")), request.get("MaxResults", 10)
-    following = start + size
-    return found[start:following], (_token(following) if following < len(found) else None)
+    shown = [row for row in found[start : start + size] if _fits(row, request, name, status)]
+    return shown, (_token(start + size) if start + size < len(found) else None)
 
 
 def _fits(row: Row, request: dict[str, Any], name: str, status: str) -> bool:
@@ -136,6 +139,8 @@ class Records:
     missing: Callable[[Any, str, str], ApiError]
     """What AWS answers where there is no resource of that region and name."""
     status: str = ""
+    pages_first: bool = False
+    """Whether a page is cut before NameContains and StatusEquals are looked at, so that it may be empty."""
 
     def find(self, service: Any, region: str, name: str) -> dict[str, Any]:
         """The document. Raises `missing`."""
@@ -152,7 +157,7 @@ class Records:
     def list(self, service: Any, region: str, request: Request) -> Response:
         """List: a page of summaries; members that a resource does not have yet are left out."""
         rows = [document["describe"] for _, _, document in self.table(service).rows(region)]
-        found, token = page(rows, request, self.name, self.status)
+        found, token = page(rows, request, self.name, self.status, self.pages_first)
         summaries = [{member: row[member] for member in self.shown if member in row} for row in found]
         return {self.plural: summaries, **({"NextToken": token} if token else {})}
 

@@ -53,13 +53,19 @@ def exception_frame(kind: str, message: str, **members: str) -> bytes:
 
 
 # Every other header of a request stays outside; what the client asks for in them goes in under SageMaker's names.
-PASSED_IN: tuple[str, ...] = (
+PASSED_IN = (
     "Content-Type",
     "Accept",
     "X-Amzn-SageMaker-Custom-Attributes",
     "X-Amzn-SageMaker-Inference-Id",
+    "X-Amzn-SageMaker-Session-Id",
 )
-PASSED_IN += ("X-Amzn-SageMaker-Session-Id",)
+PASSED_BACK = (
+    "X-Amzn-SageMaker-Custom-Attributes",
+    "X-Amzn-SageMaker-New-Session-Id",
+    "X-Amzn-SageMaker-Closed-Session-Id",
+)
+MAX_CUSTOM_ATTRIBUTES = 1024  # characters: InvokeEndpoint's CustomAttributes
 REFUSED = {
     "X-Amzn-SageMaker-Target-Model": "TargetModel",
     "X-Amzn-SageMaker-Target-Container-Hostname": "TargetContainerHostname",
@@ -96,6 +102,8 @@ class Runtime:
         target = headers.get("X-Amzn-SageMaker-Target-Variant")
         if target and target != variant:
             raise ApiError("ValidationError", f"Variant {target} not found for endpoint {name}.")
+        if len(headers.get("X-Amzn-SageMaker-Custom-Attributes") or "") > MAX_CUSTOM_ATTRIBUTES:
+            raise ApiError("ValidationError", f"CustomAttributes may have {MAX_CUSTOM_ATTRIBUTES} characters.")
         if len(body) > contract.MAX_INVOCATION_BODY:
             raise ApiError("413", f"HTTP content length exceeded {contract.MAX_INVOCATION_BODY} bytes.", 413)
         began = time.monotonic()
@@ -106,8 +114,9 @@ class Runtime:
             raise
         self._measure(region, name, variant, began, 200)
         out = {"x-Amzn-Invoked-Production-Variant": variant}
-        if value := answer.headers.get("X-Amzn-SageMaker-Custom-Attributes"):
-            out["X-Amzn-SageMaker-Custom-Attributes"] = value
+        for header in PASSED_BACK:
+            if value := answer.headers.get(header):
+                out[header] = value
         content_type = answer.headers.get("Content-Type", "application/octet-stream")
         if not stream:
             return Answer({**out, "Content-Type": content_type}, answer.data)
@@ -132,6 +141,9 @@ class Runtime:
         if self.service.faults.take("model-timeout", name):
             raise self._model_error(region, name, deployed, 0, TIMED_OUT)
         passed = {header: headers[header] for header in PASSED_IN if headers.get(header)}
+        # InvokeEndpointWithResponseStream has a header of its own for the same member; the container sees Accept.
+        if stream and headers.get("X-Amzn-SageMaker-Accept"):
+            passed["Accept"] = headers["X-Amzn-SageMaker-Accept"]
         try:
             answer = deployed.pool.request(
                 "POST",

@@ -133,10 +133,11 @@ class JoinedMultipart(FakeMultipart):  # type: ignore[misc]
                         raise s3.InvalidPart()
                     if last is not None and last.contentsize < s3.S3_UPLOAD_PART_MIN_SIZE:
                         raise s3.EntityTooSmall()
-                    data = part.value
-                    joined.write(data)
                     if builder.checksum_type == "COMPOSITE":
-                        builder.addPart(data)
+                        builder.addPart(part.value)
+                    with part.lock:
+                        part._value_buffer.seek(0)
+                        shutil.copyfileobj(part._value_buffer, joined, IN_MEMORY)
                     digests += bytes.fromhex(part.etag.strip('"'))
                     last, count = part, count + 1
             if count == 0:
@@ -180,6 +181,11 @@ class SharedStore(ObjectStore):
                 raw = self._read(side)
                 if side.name != "bucket.json" and raw is not None:
                     self._take_metadata(folder.name, raw, side)
+
+    def region_of(self, bucket: str) -> str:
+        """Where moto has made the bucket."""
+        found = self.backend.buckets.get(bucket)
+        return str(found.region_name) if found is not None else ""
 
     # -- from moto
 

@@ -104,13 +104,34 @@ class ObjectStore:
             if path.is_file() and not path.name.endswith(".partial"):
                 yield path.relative_to(root).as_posix(), path
 
+    def objects(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        """(name, file) of every object whose key begins with `prefix`, as S3DataType S3Prefix means it.
+
+        `.../train` also takes train.csv and train2/b.csv beside train/a.csv; names are those below the prefix, or
+        (unverified) from its last slash on where a key goes on with another character.
+        """
+        yield from self.files(prefix)
+        root = self.path(prefix)
+        if prefix.endswith("/") or root.parent == self.root or not root.parent.is_dir():
+            return
+        for beside in sorted(root.parent.iterdir()):
+            if beside.name != root.name and beside.name.startswith(root.name):
+                uri = f"{prefix.rpartition('/')[0]}/{beside.name}"
+                for key, path in self.files(uri):
+                    yield (key if beside.is_file() else f"{beside.name}/{key}"), path
+
+    def region_of(self, bucket: str) -> str:
+        """A bucket's region; empty where it is not known."""
+        del bucket
+        return ""
+
     def download(self, prefix: str, folder: Path, copy: bool = False) -> int:
-        """Every object under `prefix` into `folder`; returns how many. Raises NotFound for none.
+        """Every object that begins with `prefix` into `folder`; returns how many. Raises NotFound for none.
 
         `copy` where the reader may change the files in place: a link would change the object.
         """
         count = 0
-        for key, path in self.files(prefix):
+        for key, path in self.objects(prefix):
             target = folder / key
             target.parent.mkdir(parents=True, exist_ok=True)
             if copy:

@@ -53,6 +53,18 @@ class S3Store(ObjectStore):
             self.transfer.download(uri, path)  # beside it and renamed: it may be a hard link to a container's file
         return path
 
+    def objects(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        """As ObjectStore.objects, of what S3 has."""
+        bucket, start = split(prefix)
+        above = start.rpartition("/")[0]
+        for item in self.aws.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=start):
+            key = str(item["Key"])
+            if key.endswith("/"):
+                continue
+            below = start.endswith("/") or key.startswith(f"{start}/")
+            name = key[len(start) :].lstrip("/") if below else key[len(above) :].lstrip("/")
+            yield name, self.fetch(f"s3://{bucket}/{key}")
+
     def files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         """(key relative to `prefix`, file) of every object that S3 has under it; an object's URI gives its name."""
         bucket, start = split(prefix.rstrip("/"))

@@ -72,7 +72,7 @@ def forked(base: Path, at: int, inside: bool, *words) -> int:
         code = 1
         try:
             code = train(*words)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 (shown; the code is 1)
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -16,6 +16,9 @@ end the losses of a pair have to be equal within 1 % (mean of the last steps; fo
 over labels of an evaluation of the same examples before training), otherwise the exit code is 1. `foreign` is what
 other processes used of the machine, in cores: figures of one pair belong together, others do not compare.
 
+--processor-time: one thread, and its processor time instead of the clock: for a machine that others use as well.
+Tokens a second are then those of one core that works on nothing else.
+
 --before: the training phase of the demo against the one of another checkout, with the same flags (seconds).
 """
 
@@ -51,8 +54,20 @@ MEMBERS = {
 }
 LONG = "evals/registry/data/logiqa/logiqa.jsonl"
 
+# Processor time of each step, on stdout.
+CLOCK = """
+import time
+from transformers import TrainerCallback
+class Clock(TrainerCallback):
+    def on_step_begin(self, *args, **kwargs):
+        self.begin = time.process_time()
+    def on_step_end(self, *args, **kwargs):
+        print(f"processor {time.process_time() - self.begin:.4f}", flush=True)
+def clocked(made):
+    return lambda **given: made(**{**given, "callbacks": [*given["callbacks"], Clock()]})
+"""
 # transformers' own Trainer in the place of the device's: nothing of ours but the rows and their order.
-PEER = """
+PEER = f"""{CLOCK}
 import sys
 import torch
 from transformers import AutoModelForCausalLM, Trainer
@@ -74,14 +89,15 @@ def work(trainer, rows, flops):
     positions = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * rows.block_size
     return Work(positions * rows.filled, positions, flops, 0.0)
 
-cpu.adapt, cpu.trainer, cpu.work = adapt, lambda **given: Peer(**given), work
+cpu.adapt, cpu.trainer, cpu.work = adapt, clocked(Peer), work
 cpu.finished = lambda trainer: None
 sys.exit(run_clm.guarded(sys.argv[1:]))
 """
-OURS = """
+OURS = f"""{CLOCK}
 import sys
 from train import run_clm
 from train.devices import cpu
+cpu.trainer = clocked(cpu.trainer)
 cpu.finished = lambda trainer: None
 sys.exit(run_clm.guarded(sys.argv[1:]))
 """
@@ -143,7 +159,7 @@ def busy() -> float:
     return (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def run(arm: Arm, files: dict[str, Path], data: str, steps: int) -> Result:
+def run(arm: Arm, files: dict[str, Path], data: str, steps: int, processor_time: bool) -> Result:
     """One process."""
     with tempfile.TemporaryDirectory() as scratch:
         given = {
@@ -171,6 +187,7 @@ def run(arm: Arm, files: dict[str, Path], data: str, steps: int) -> Result:
         argv = [*(f"--{name}={value}" for name, value in given.items()), *arm.flags]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
         env |= CPU_ENVIRONMENT if arm.ours else {}
+        env |= {"OMP_NUM_THREADS": "1"} if processor_time else {}
         before, begin, own = busy(), time.monotonic(), os.times()
         done = subprocess.run(
             [python_of("train"), "-c", arm.program, *argv],
@@ -188,11 +205,14 @@ def run(arm: Arm, files: dict[str, Path], data: str, steps: int) -> Result:
         lines = Path(scratch, "metrics", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     steps_done = [row for row in rows if "loss" in row]
-    rates = [row["tokens_per_second"] for row in steps_done[1:]]
+    tokens = steps_done[0]["filled"] * BLOCK * BATCH
+    if processor_time:
+        seconds = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("processor ")]
+    else:
+        seconds = [tokens / row["tokens_per_second"] for row in steps_done]
     losses = [row["loss"] for row in steps_done]
     started = next((row["eval_loss"] for row in rows if "eval_loss" in row), 0.0)
-    tokens = steps_done[0]["filled"] * BLOCK * BATCH
-    return Result(statistics.median(rates), losses, started, tokens / steps_done[0]["tokens_per_second"], foreign)
+    return Result(tokens / statistics.median(seconds[1:]), losses, started, seconds[0], foreign)
 
 
 def apart(pair: str, ours: Result, peer: Result) -> float:
@@ -235,6 +255,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8, help="training steps of each process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each arm")
     parser.add_argument("--only", nargs="+", choices=list(PAIRS), default=list(PAIRS))
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the clock")
     parser.add_argument("--before", type=Path, help="a checkout to compare the demo's training phase with")
     parser.add_argument("--json", action="store_true", help="print the ratios as JSON, last")
     args = parser.parse_args()
@@ -248,7 +269,7 @@ def main() -> int:
             found: tuple[list[Result], list[Result]] = ([], [])
             for number in range(args.rounds):
                 for name, arm, results in (("ours", ours, found[0]), ("peer", peers, found[1])):
-                    results.append(result := run(arm, files, data, args.steps))
+                    results.append(result := run(arm, files, data, args.steps, args.processor_time))
                     print(
                         f"{pair} round {number + 1} {name}: {result.rate:.0f} tokens/s, first step "
                         f"{result.first:.1f} s, "

@@ -124,7 +124,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad[rows, wanted] -= 1 - smoothing
             if smoothing:
                 grad -= smoothing / vocabulary
-            grad /= divisor
+            # Divided at the end: that is a pass over the results instead of one over the logits.
             if bias_grad is not None:
                 bias_grad += grad.sum(dim=0)
             grad = grad.to(weight.dtype)
@@ -132,9 +132,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(grad, weight, out=state_grad[start : start + size])
             if weight_grad is not None:
                 weight_grad += grad.t() @ chunk
-        weight_grad = None if weight_grad is None else weight_grad.to(weight.dtype)
-        bias_grad = None if bias_grad is None else bias_grad.to(weight.dtype)
-        ctx.gradients = (state_grad, weight_grad, bias_grad)
+        found = (state_grad, weight_grad, bias_grad)
+        ctx.gradients = tuple(None if g is None else g.div_(divisor).to(weight.dtype) for g in found)
         return total / divisor
 
     @staticmethod

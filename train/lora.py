@@ -80,6 +80,16 @@ def save_adapter(model: Any, folder: Path, base_model: str) -> None:
             shutil.rmtree(path)
 
 
+def load(model: Any, folder: Path) -> None:
+    """The adapters of a checkpoint, in the number format that they have here: PEFT's load_adapter makes them fp32."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    if found.unexpected_keys:
+        raise LoraError(f"{folder.name}: adapters of another model: {', '.join(found.unexpected_keys[:3])}")
+
+
 def merged(model: Any) -> Any:
     """The transformers model with the adapters added to its weights, in fp32; the export rounds them once."""
     return model.float().merge_and_unload()

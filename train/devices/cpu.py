@@ -194,6 +194,12 @@ class AnswerLossTrainer(Trainer):
         """The first host writes logs and checkpoints."""
         return self.workers.rank == 0
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
+        if lora.is_wrapped(self.model):
+            lora.load(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Upstream's, on the first host, and of weights that are numbers."""
         require_finite_weights(self.state.global_step, dict(self.model.named_parameters()))

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from containers.contract import is_credential
 from containers.model_dir import Finding
 
+# What the training image has (AWS's Deep Learning Container for training, Hugging Face's Dockerfile.neuronx).
+TRACKERS = ("tensorboard", "mlflow")
 Scalar = bool | int | float | str
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -127,6 +129,19 @@ def secrets(values: Mapping[str, Scalar]) -> Iterator[Finding]:
                 f"{name} is a credential",
                 "it would stand in the request, the record and the job's log",
                 "revoke it; put the ARN of a secret under [secrets] in the profile, as HF_TOKEN (docs/aws.md)",
+            )
+
+
+def trackers(values: Mapping[str, Scalar], installed: Iterable[str]) -> Iterator[Finding]:
+    """Trackers that the stack's training image lacks; `installed` are packages that its row has beside them."""
+    known = {"none", "all", *TRACKERS, *installed}
+    for name in str(values.get("report_to", "none")).replace(",", " ").split():
+        if name not in known:
+            yield Finding(
+                f'report_to = "{name}" is not in the training image',
+                f"it has {' and '.join(TRACKERS)}",
+                f"use one of them; or derive an image with `RUN pip install {name}` and add {name}==VERSION to "
+                "train_pins of its row in docker-bake.hcl",
             )
 
 

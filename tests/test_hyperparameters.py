@@ -80,6 +80,17 @@ def found(values: dict[str, Any], has_validation: bool | None = True) -> list[st
             },
             "save_steps 150 is no multiple of eval_steps 100",
         ),
+        ({"use_peft": True, "pipeline_parallel_size": 2}, "raises NotImplementedError"),
+        ({"lora_r": 8}, "lora_r without use_peft"),
+        ({"use_peft": True, "lora_r": 0}, "must be 1 or more"),
+        ({"use_peft": True, "lora_dropout": 1.0}, "below 1"),
+        (
+            {"use_peft": True, "lora_target_modules": "q_proj, v_proj", "tensor_parallel_size": 2},
+            "name all of q_proj, k_proj and v_proj, or none",
+        ),
+        ({"early_stopping_patience": 3}, "needs evaluations"),
+        ({"hang_timeout": -1.0}, "must be 0 or more"),
+        ({"label_smoothing_factor": 0.1, "tensor_parallel_size": 2}, "one worker's part of the vocabulary"),
         ({"packing": True, "pipeline_parallel_size": 2}, "gives a pipeline input_ids, attention_mask and labels"),
         ({"packing": True, "group_by_length": True}, "exclude each other"),
         ({"group_by_length": True, "tensor_parallel_size": 2}, "does not work with tensor_parallel_size above 1"),
@@ -183,3 +194,12 @@ def test_any_values_give_lines_and_no_traceback(values: dict[str, Any]) -> None:
 def test_any_word_is_a_value_or_told(kind: str, text: str) -> None:
     _, problem = hyperparameters.parsed(kind, text)
     assert problem in ("", "true or false", "a whole number", "a number")
+
+
+def test_a_tracker_that_the_image_lacks_is_refused_with_the_line_of_a_derived_image() -> None:
+    pins = ("transformers", "wandb")
+    assert list(hyperparameters.trackers({"report_to": "tensorboard"}, ())) == []
+    assert list(hyperparameters.trackers({"report_to": "wandb mlflow"}, pins)) == []
+    (line,) = map(str, hyperparameters.trackers({"report_to": "wandb"}, ("transformers",)))
+    assert "RUN pip install wandb" in line
+    assert "wandb==VERSION to train_pins" in line

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     # -- arguments ---------------------------------------------------------------------------------------------
     from transformers import set_seed
 
-    from train import best, checkpoint, endings
+    from train import best, checkpoint, endings, tracking
     from train.devices import load
     from train.export import versions
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     model_args, data_args, run_args, lora_args, training_args = parse(argv, groups)
     training_args, reason = device.adapt(training_args)
     print(f"device {device_name}: {reason}", flush=True)
+    tracking.prepare(training_args, Path(run_args.metrics_dir))
     set_seed(training_args.seed)
 
     # -- data --------------------------------------------------------------------------------------------------

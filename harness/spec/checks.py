@@ -137,6 +137,7 @@ def check_train(run: RunFile, stack: Stack) -> list[Problem]:
         else:
             right[name] = value
     found = hyperparameters.check(right, known, _has_validation(run))
+    found += hyperparameters.trackers(right, stack.train_pins)
     return problems + [_train_problem(finding) for finding in found] + _contradictions(run)
 
 

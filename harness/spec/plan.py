@@ -182,7 +182,12 @@ def _training_job(
             "TrainingInputMode": "File",
             "MetricDefinitions": [
                 {"Name": "train:loss", "Regex": r"step=\S+ loss=(\S+)"},
+                {"Name": "train:grad_norm", "Regex": r"step=\S+ loss=.* grad_norm=(\S+)"},
+                {"Name": "train:learning_rate", "Regex": r"step=\S+ loss=.* learning_rate=(\S+)"},
+                {"Name": "train:tokens_per_second", "Regex": r"tokens_per_second=(\S+)"},
+                {"Name": "train:mfu", "Regex": r" mfu=(\S+)"},
                 {"Name": "eval:loss", "Regex": r"eval_loss=(\S+)"},
+                {"Name": "eval:perplexity", "Regex": r"eval_perplexity=(\S+)"},
             ],
         },
         "RoleArn": profile.role_arn,

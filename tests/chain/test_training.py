@@ -163,3 +163,33 @@ for change in ({}, {"learning_rate": "0.5"}, {"tensor_parallel_size": "2"}):
     out = in_train_environment("-c", script, str(tmp_path / "c"))
     assert "refused no usable checkpoint" in out
     assert "optimizer.pt is missing" in out
+
+
+def test_trackers_write_beside_the_metrics_and_missing_ones_are_refused(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--device",
+        "cpu",
+        "--model_name_or_path",
+        str(tiny_model),
+        "--train_file",
+        str(data),
+        "--block_size",
+        "24",
+    ]
+    words += ["--max_steps", "2", "--logging_steps", "1", "--optim", "adamw_torch", "--disable_tqdm", "true"]
+    words += [f"--{name}={tmp_path / name}" for name in ("output_dir", "export_dir", "metrics_dir")]
+    in_train_environment("-m", "train.run_clm", *words, "--report_to", "tensorboard")
+    script = """
+import sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1])
+events.Reload()
+print([event.step for event in events.Scalars("train/loss")])
+"""
+    assert "[1, 2]" in in_train_environment("-c", script, str(tmp_path / "metrics_dir" / "tensorboard"))
+    call = "import sys; from train import run_clm; sys.exit(run_clm.guarded(sys.argv[1:]) - 3)"
+    out = in_train_environment("-c", call, *words, "--report_to", "wandb")
+    assert "ArgumentError: report_to wandb: its package is not in this image, which has tensorboard" in out
+    assert "RUN pip install wandb" in out

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,6 +72,8 @@ def forked(base: Path, at: int, inside: bool, *words) -> int:
         code = 1
         try:
             code = train(*words)
+        except BaseException:  # noqa: BLE001 (shown; the code is 1)
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)

@@ -26,7 +26,7 @@ variable "STACKS" {
       name       = "sdk2.20"
       train      = "huggingface-pytorch-training-neuronx:2.1.2-transformers4.48.1-neuronx-py310-sdk2.20.0-ubuntu20.04"
       serve      = "djl-inference:0.30.0-neuronx-sdk2.20.1"
-      train_pins = "optimum-neuron==0.0.28 transformers==4.48.1 accelerate==0.29.2 datasets==2.18.0"
+      train_pins = "optimum-neuron==0.0.28 transformers==4.48.1 accelerate==0.29.2 datasets==2.18.0 peft==0.14.0"
       serve_pins = "transformers-neuronx==0.12.313 transformers==4.45.2"
     },
   ]

@@ -45,7 +45,7 @@ class Manifest:
 
 
 class ArtifactError(ValueError):
-    """A directory is no artifact; the message is one line."""
+    """A directory is not an artifact; the message is one line."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder}: no {MANIFEST}; training did not finish, or this is no artifact") from None
+        raise ArtifactError(f"{folder}: no {MANIFEST}; training did not finish, or this is not an artifact") from None
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST}: not JSON ({error})") from None
     if not isinstance(raw, dict) or raw.get("schema", 0) > SCHEMA:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from containers import lab
 
 DEFAULT_BASE = "/opt/ml"
 # The same variable as SageMaker's own training toolkit uses to run on a plain host.
@@ -55,6 +58,14 @@ EXIT_INTERRUPTED = 130
 CHANNEL_ARGUMENTS = {"model": "model_name_or_path", "train": "train_file", "validation": "validation_file"}
 # Arguments that the contract owns: the entrypoint derives them from the base directory.
 RESERVED_ARGUMENTS = ("output_dir", "export_dir", "metrics_dir")
+
+
+CREDENTIAL = re.compile(r"(?:.*_)?(?:token|key|secret|password|passwd)", re.IGNORECASE)
+
+
+def is_credential(name: str) -> bool:
+    """Whether a hyperparameter, flag or variable of that name holds a credential, which no log may show."""
+    return CREDENTIAL.fullmatch(name) is not None
 
 
 class ContractError(ValueError):
@@ -103,6 +114,9 @@ class Paths:
         return self.base / "checkpoints"
 
     def channel(self, name: str) -> Path:
+        """Its directory. Raises ContractError for a name that is not a directory below the others'."""
+        if not name.strip(".") or "/" in name:
+            raise ContractError(f"{name!r} is not a channel name")
         return self.data / name
 
 
@@ -156,9 +170,11 @@ def to_argv(hyperparameters: Mapping[str, str]) -> list[str]:
     """
     argv = []
     for key in sorted(hyperparameters):
-        argv.append(f"--{key}")
-        if hyperparameters[key] != "":
-            argv.append(hyperparameters[key])
+        value = hyperparameters[key]
+        if value.startswith("-"):  # -1e-5 would be taken for another flag
+            argv.append(f"--{key}={value}")
+        else:
+            argv += [f"--{key}", value] if value != "" else [f"--{key}"]
     return argv
 
 
@@ -196,7 +212,7 @@ def write_training_input(paths: Paths, job: TrainingInput) -> None:
 def read_training_input(paths: Paths) -> TrainingInput:
     """The container's side. Files that are absent mean their defaults, as with `docker run IMAGE train`.
 
-    Raises ContractError for a file that is no JSON object or a hyperparameter that is no string.
+    Raises ContractError for a file that is not a JSON object or a hyperparameter that is not a string.
     """
     hyperparameters = _read_json(paths.config / "hyperparameters.json")
     for key, value in hyperparameters.items():
@@ -217,17 +233,19 @@ def read_training_input(paths: Paths) -> TrainingInput:
 def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     """The trainer's argv: the hyperparameters, and every SageMaker path as an argument.
 
-    A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A data
-    channel must hold exactly one file; the model channel is passed as the directory it is.
+    A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A
+    data channel of one file is passed as that file, other channels as the directories they are.
     """
-    given = dict(job.hyperparameters)
+    given, lines = lab.understood(job.hyperparameters)
+    for line in lines:
+        print(f"entrypoint: {line}", flush=True)
     for name in RESERVED_ARGUMENTS:
         if name in given:
             raise ContractError(f"hyperparameter {name}: the container sets it from its base directory; remove it")
     for channel, argument in CHANNEL_ARGUMENTS.items():
         if channel in job.channels and argument not in given:
             folder = paths.channel(channel)
-            given[argument] = str(folder if channel == "model" else _only_file(folder))
+            given[argument] = str(folder if channel == "model" else _data(folder))
     # Checkpoints go where SageMaker synchronises them; only the finished model enters the artifact.
     given["output_dir"] = str(paths.checkpoints)
     given["export_dir"] = str(paths.model)
@@ -237,12 +255,11 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     return to_argv(given)
 
 
-def _only_file(folder: Path) -> Path:
+def _data(folder: Path) -> Path:
     files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
-    if len(files) != 1:
-        found = ", ".join(p.name for p in files[:3]) or "nothing"
-        raise ContractError(f"channel {folder.name}: one data file expected, found {found}")
-    return files[0]
+    if not files:
+        raise ContractError(f"channel {folder.name}: no data file in {folder}")
+    return files[0] if len(files) == 1 else folder
 
 
 def write_failure(paths: Paths, text: str) -> None:

@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from containers import contract, drain, health, secretsmanager, timeouts
 from containers.artifact import ArtifactError, check_model_directory
 from containers.contract import ContractError, Paths, Resources
+from containers.hyperparameters import from_sdk
 from containers.supervise import Supervisor
 
 PROGRAM = Path(__file__).resolve().parent.parent  # holds containers/, train/ and serve/
@@ -30,11 +32,16 @@ WAITING = 128  # requests that wait in the handler for a slot, beside those that
 MOST_IN_A_BATCH = 900  # djl_python reads a request's number from three digits (inputs.py, get_batches)
 EXIT_RESTART = 77  # DJL Serving asks to be started again, as in the stock entrypoint
 # Device cpu only: huge pages for tensors, and freed memory kept rather than given back and faulted in again.
-# Training steps take a sixth less time with it (docs/status.md).
+# Training steps take a sixth less time with it (docs/limits.md).
 CPU_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=68719476736:"
     "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 )
+# Device cpu only: how long a thread that has nothing to do turns before it sleeps, in turns of libgomp's loop. By
+# default it turns for milliseconds at each barrier, on a core that another process would use. With other processes on
+# the machine a loop of small matrix products took 1.1 to 4.3 s by default, 0.4 s with 10,000 turns and 0.05 to 0.08 s
+# with 1,000 (benchmarks/busy.py, docs/internals/training-speed.md); a serving step 4 s instead of 0.17 s.
+CPU_ENVIRONMENT = {"GLIBC_TUNABLES": CPU_TUNABLES, "GOMP_SPINCOUNT": "1000"}
 DNS_WAIT = 15 * 60  # seconds; names of a job's hosts may resolve late: SageMaker's training toolkit waits as long
 TRAIN_KILL_AFTER = contract.TRAIN_STOP_WAIT - 10  # the rest is for the log and the failure file
 SERVE_DRAIN = contract.SERVE_STOP_WAIT - 8  # requests in progress have this long before the server gets TERM
@@ -46,21 +53,29 @@ def train(paths: Paths) -> int:
     supervisor = Supervisor(TRAIN_KILL_AFTER)
     try:
         job = contract.read_training_input(paths)
-        argv = contract.training_arguments(paths, job)
+        hyperparameters, notes = from_sdk(job.hyperparameters)
+        print("\n".join(f"entrypoint: {note}" for note in notes), end="\n" if notes else "", flush=True)
+        argv = contract.training_arguments(paths, replace(job, hyperparameters=hyperparameters))
         secrets = secretsmanager.fetch(os.environ)
         wait_for_hosts(job.resources, DNS_WAIT)
     except ContractError as error:
         contract.write_failure(paths, f"ClientError: {error}")
         print(f"entrypoint: {error}", file=sys.stderr, flush=True)
         return EXIT_CONTRACT
-    command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
-    print("entrypoint:", " ".join(command), flush=True)
     env = training_environment({**os.environ, **secrets})
-    code, tail = supervisor.run(command, PROGRAM, env, secretsmanager.hidden(secrets))
+    hidden = secretsmanager.hidden(secrets, credentials_in(env), credentials_in(job.hyperparameters))
+    command = [sys.executable, "-u", "-m", "train.run_clm", *argv]
+    print("entrypoint:", secretsmanager.hide(" ".join(command).encode(), hidden).decode(), flush=True)
+    code, tail = supervisor.run(command, PROGRAM, env, hidden)
     if code not in (0, contract.EXIT_TERMINATED, contract.EXIT_INTERRUPTED) and not contract.read_failure(paths):
         contract.write_failure(paths, failure_reason(tail, code))
-    _hide_in_failure(paths, secretsmanager.hidden(secrets))
+    _hide_in_failure(paths, hidden)
     return code
+
+
+def credentials_in(values: Mapping[str, str]) -> dict[str, str]:
+    """The values that no log may show, by their names. Our own run files hold none; other clients' requests may."""
+    return {name: value for name, value in values.items() if contract.is_credential(name)}
 
 
 def _hide_in_failure(paths: Paths, secrets: tuple[bytes, ...]) -> None:
@@ -71,12 +86,16 @@ def _hide_in_failure(paths: Paths, secrets: tuple[bytes, ...]) -> None:
 
 def training_environment(env: dict[str, str]) -> dict[str, str]:
     """What the trainer needs besides the request's own environment, which wins. Neuron's part: train/launch.py."""
-    return {"GLIBC_TUNABLES": CPU_TUNABLES, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
+    return {**CPU_ENVIRONMENT, **env} if env.get(contract.DEVICE_ENV) == "cpu" else env
 
 
 def wait_for_hosts(resources: Resources, wait: float) -> None:
-    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s."""
-    missing = [host for host in resources.ordered_hosts if host != resources.current_host]
+    """Until the names of all hosts of the job resolve. Raises ContractError naming those that do not in `wait` s.
+
+    The own one too, as SageMaker's toolkit does (entry_point.py): the first host opens its port at it. A host that is
+    alone needs no name.
+    """
+    missing = list(resources.ordered_hosts) if len(resources.hosts) > 1 else []
     deadline = time.monotonic() + wait
     while missing:
         missing = [host for host in missing if not _resolves(host)]
@@ -182,10 +201,7 @@ def serving_environment(env: dict[str, str], scratch: Path) -> dict[str, str]:
     if on_cpu:
         # DJL's launcher sets 1 where it is unset, which would leave every other core idle.
         defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // replicas))
-        defaults["GLIBC_TUNABLES"] = CPU_TUNABLES
-        # A step is hundreds of short parallel parts. With libgomp's default a thread that waits for another keeps the
-        # processor, which that one may need: on a busy machine a step took 4 s instead of 0.17 s.
-        defaults["GOMP_SPINCOUNT"] = "1000"
+        defaults |= CPU_ENVIRONMENT
     # The worker's socket is <tmpdir>/djl_sock.19000 for every server: two on one host need two directories.
     # Each reply occupies a thread of Java's common pool, which has one fewer than there are cores (decision 002).
     threads = replicas * int(batch) + 32

@@ -61,9 +61,10 @@ def fetch(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def hidden(values: Mapping[str, str]) -> tuple[bytes, ...]:
+def hidden(*groups: Mapping[str, str]) -> tuple[bytes, ...]:
     """What must not appear in a log: the values, or each line of those that have several; the longest first."""
-    lines = {line.strip().encode() for value in values.values() for line in value.splitlines()}
+    values = [value for group in groups for value in group.values()]
+    lines = {line.strip().encode() for value in values for line in value.splitlines()}
     return tuple(sorted((line for line in lines if len(line) >= SHORTEST_HIDDEN), key=len, reverse=True))
 
 

@@ -1,8 +1,8 @@
-"""Set up this checkout, from nothing but a Python 3.11 with venv: `python3 -m harness.bootstrap harness train`.
+"""The environments of trainer and handler, and in a checkout the harness's own, from hash-locked lists of packages.
 
-Standard library only, since it runs before any environment exists. Prerequisites are checked first and reported
-as one list. An environment is rebuilt when its lock changed; its stamp is written last, so an interrupted set-up
-is seen and finished by the next call. Two calls at once wait for each other.
+Standard library only: `python3 -m harness.bootstrap harness train` runs before any environment exists. Prerequisites
+are checked first and reported as one list. An environment is rebuilt when its lock changed; its stamp is written
+last, so an interrupted set-up is seen and finished by the next call. Two calls at once wait for each other.
 
 Installing is uv's work (parallel downloads, a cache that two processes may share, hard links between the three
 environments, so torch lies on the disk once); it takes over pip's variables for mirrors and certificates.
@@ -17,24 +17,30 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import HarnessError, MissingPrerequisite, Problem
-from harness.paths import CACHE, ROOT, python_of
+from harness.paths import CACHE, IN_CHECKOUT, PRODUCT, environment, python_of
 from harness.shell import run
 
 ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws")
 TORCH = "torch==2.13.0"
-LOCKS = ROOT / "locks"
+LOCKS = PRODUCT / "locks"
 GIB = 1 << 30
-# Measured on disk after set-up (docs/status.md): 1.9 GB with the CPU wheel of torch; runs and assets add 1.5 GB.
+# Measured on disk after set-up (docs/internals/measurements.md): 1.9 GB with the CPU wheel of torch;
+# runs and assets add 1.5 GB.
 DISK_GIB, DISK_CUDA_GIB, DISK_NEURON_GIB, MEMORY_GIB = 6, 14, 6, 8
 # What torch 2.1.2 and torch_xla 2.1.0 ask for and do not import: a compiler for GPUs, tools for Google's cloud.
 NEURON_WITHOUT: tuple[str, ...] = ("triton", "cloud-tpu-client", "google-api-core", "google-api-python-client")
 NEURON_WITHOUT += ("google-auth", "google-auth-httplib2", "googleapis-common-protos", "httplib2", "oauth2client")
 NEURON_WITHOUT += ("uritemplate", "pyasn1", "pyasn1-modules", "rsa", "cryptography", "cffi", "pycparser", "pyparsing")
+
+
+def _is_locked_python() -> bool:
+    """Whether this Python is of the version that the locks are made for."""
+    return platform.python_version_tuple()[:2] == ("3", "11")
 
 
 def prerequisites(environments: list[str]) -> list[Problem]:
@@ -48,7 +54,9 @@ def prerequisites(environments: list[str]) -> list[Problem]:
                 "use a Linux x86-64 machine",
             )
         )
-    if sys.version_info[:2] != (3, 11):
+    if not IN_CHECKOUT:
+        return problems + _python_for_environments() + _too_small(environments)
+    if not _is_locked_python():
         problems.append(
             Problem(
                 f"this Python is {platform.python_version()}",
@@ -70,15 +78,28 @@ def prerequisites(environments: list[str]) -> list[Problem]:
     return problems + _too_small(environments)
 
 
+def _python_for_environments() -> list[Problem]:
+    """The harness runs on later Pythons, too; the environments of trainer and handler are locked for 3.11."""
+    if _is_locked_python() or shutil.which("python3.11"):
+        return []
+    why = f"this one is {platform.python_version()}; the locks of trainer and handler are made for 3.11"
+    return [Problem("there is no python3.11 on PATH", why, "install it; Debian: apt install python3.11")]
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest directory above that exists."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
 def _too_small(environments: list[str]) -> list[Problem]:
     problems = []
     missing = [e for e in environments if e in ENVIRONMENTS and not is_set_up(e)]
     if missing:
-        cpu = find_torch_wheel() is not None
-        need, free = (DISK_GIB if cpu else DISK_CUDA_GIB), shutil.disk_usage(ROOT).free / GIB
+        cpu = find_torch_wheel() is not None or bool(os.environ.get("TORCH_INDEX"))
+        need, free = (DISK_GIB if cpu else DISK_CUDA_GIB), shutil.disk_usage(existing(CACHE)).free / GIB
         need += DISK_NEURON_GIB if "neuron" in missing else 0
         if free < need:
-            why = "" if cpu else "without WHEELS torch is PyPI's build, which brings 7 GB of CUDA libraries"
+            why = "" if cpu else "PyPI's build of torch brings 7 GB of CUDA libraries; TORCH_INDEX names another"
             problems.append(Problem(f"{free:.1f} GiB of disk are free, {need} are needed", why, "free some"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     if memory < MEMORY_GIB * 0.93:  # a machine sold with 8 GB reports a little less
@@ -87,17 +108,14 @@ def _too_small(environments: list[str]) -> list[Problem]:
 
 
 def find_torch_wheel() -> Path | None:
-    """The CPU wheel of torch: in $WHEELS, else in ../shared/wheels; None means PyPI's build."""
-    for folder in (os.environ.get("WHEELS"), ROOT.parent / "shared" / "wheels"):
-        if folder and Path(folder).is_dir():
-            wheels = sorted(Path(folder).glob("torch-2.13.0+cpu-cp311-*x86_64.whl"))
-            if wheels:
-                return wheels[0]
-    return None
+    """The CPU wheel of torch in the directory that $WHEELS names; None where there is none."""
+    folder = os.environ.get("WHEELS")
+    found = sorted(Path(folder).glob("torch-2.13.0+cpu-cp311-*x86_64.whl")) if folder else []
+    return found[0] if found else None
 
 
 def _wanted_stamp(name: str) -> str:
-    digest = hashlib.sha256(platform.python_version().encode() + str(ROOT).encode())
+    digest = hashlib.sha256(platform.python_version().encode() + str(PRODUCT).encode())
     for lock in ("bootstrap.txt", f"{name}.txt", "torch-cpu.txt"):
         digest.update((LOCKS / lock).read_bytes())
     return digest.hexdigest()
@@ -105,23 +123,25 @@ def _wanted_stamp(name: str) -> str:
 
 def is_set_up(name: str) -> bool:
     """Whether an environment is there, whole, and made from today's lock."""
+    if name == "harness" and not IN_CHECKOUT:
+        return True  # installed by pip
     return _stamp_of(name) == _wanted_stamp(name)
 
 
 def _stamp_of(name: str) -> str:
-    stamp = python_of(name).parent.parent / "setup-complete"
+    stamp = environment(name) / "setup-complete"
     return stamp.read_text() if stamp.exists() else ""
 
 
 @contextmanager
 def _alone(what: str) -> Iterator[None]:
     """One set-up at a time; the second waits and says so."""
-    CACHE.mkdir(exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "setup.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"another {what} is running in this checkout; waiting for it")
+            _say(f"another {what} is running; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -157,7 +177,7 @@ def ensure_environment(name: str) -> None:
     if is_set_up(name):
         return
     wanted = _wanted_stamp(name)
-    folder = python_of(name).parent.parent
+    folder = environment(name)
     _say(f"setting up {folder.name} from locks/{name}.txt")
     (folder / "setup-complete").unlink(missing_ok=True)
     if name == "harness":
@@ -165,7 +185,8 @@ def ensure_environment(name: str) -> None:
         run([python_of(name), "-m", "pip", "install", "-q", "--require-hashes", "-r", LOCKS / "bootstrap.txt"])
     else:
         ensure_environment("harness")  # it holds uv
-        _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
+        python = sys.executable if _is_locked_python() else "python3.11"
+        _uv("venv", "--quiet", "--clear", "--python", python, str(folder))
     into = ["--quiet", "--python", str(python_of(name)), "--no-deps"]
     _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / f"{name}.txt"))
     if name == "harness":
@@ -175,22 +196,38 @@ def ensure_environment(name: str) -> None:
     (folder / "setup-complete").write_text(wanted)
 
 
+def ensure(names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Build those of `names` that are not set up. Raises MissingPrerequisite with what this machine lacks for it."""
+    missing = [name for name in names if not is_set_up(name)]
+    if not missing:
+        return
+    if problems := prerequisites(missing):
+        raise MissingPrerequisite.of(problems)
+    say(f"setting up {', '.join(missing)}: some minutes, this once")
+    with _alone("set-up"):
+        for name in missing:
+            ensure_environment(name)
+
+
 def _link_product(folder: Path) -> None:
     """`.venv/bin/harness`, from any directory; an editable install would download a build back end for this."""
-    (folder / "lib" / "python3.11" / "site-packages" / "neuron-harness.pth").write_text(f"{ROOT}\n")
+    (folder / "lib" / "python3.11" / "site-packages" / "neuron-harness.pth").write_text(f"{PRODUCT}\n")
     script = folder / "bin" / "harness"
     script.write_text(f"#!{folder}/bin/python\nfrom harness.cli.main import main\n\nmain()\n")
     script.chmod(0o755)
 
 
 def _install_torch(into: list[str]) -> None:
-    wheel = find_torch_wheel()
-    if wheel is None:
-        _say(f"no CPU wheel of {TORCH} in $WHEELS: taking PyPI's build (several GB; docs/dependencies.md)")
-        _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / "torch-pypi.txt"))
+    wheel, index = find_torch_wheel(), os.environ.get("TORCH_INDEX")
+    if wheel is not None:
+        source = ["--no-index", "--find-links", str(wheel.parent)]
+    elif index:
+        source = ["--default-index", index]
     else:
-        links = ["--no-index", "--find-links", str(wheel.parent)]
-        _uv("pip", "install", *into, *links, "--require-hashes", "-r", str(LOCKS / "torch-cpu.txt"))
+        _say(f"taking PyPI's build of {TORCH} (several GB; TORCH_INDEX names a smaller one: README.md)")
+        _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / "torch-pypi.txt"))
+        return
+    _uv("pip", "install", *into, *source, "--require-hashes", "-r", str(LOCKS / "torch-cpu.txt"))
 
 
 def lock() -> None:
@@ -215,10 +252,13 @@ def lock() -> None:
     wheel = find_torch_wheel()
     links = ["--find-links", str(wheel.parent)] if wheel else []
     for name in ("bootstrap", *ENVIRONMENTS):
-        source, target = str(LOCKS / f"{name}.in"), str(LOCKS / f"{name}.txt")
+        target = str(LOCKS / f"{name}.txt")
+        source = (
+            [str(PRODUCT / "pyproject.toml"), "--extra", "dev"] if name == "harness" else [str(LOCKS / f"{name}.in")]
+        )
         without = NEURON_WITHOUT if name == "neuron" else ("torch",)
         words = [word for package in without for word in ("--no-emit-package", package)]
-        _uv(*common, *links, *words, source, "-o", target)
+        _uv(*common, *links, *words, *source, "-o", target)
     shared = ("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy")
     skip = [word for name in (*shared, "typing-extensions") for word in ("--no-emit-package", name)]
     _uv(*common, *skip, str(LOCKS / "torch.in"), "-o", str(LOCKS / "torch-pypi.txt"))
@@ -230,7 +270,7 @@ def clean(everything: bool) -> None:
     if everything:
         names += [".venv", ".venv-train", ".venv-serve", ".venv-neuron", ".venv-aws", ".cache"]
     total = 0
-    for path in (ROOT / name for name in names):
+    for path in (PRODUCT / name for name in names):
         if path.is_dir():
             size = _size(path)
             total += size
@@ -279,7 +319,7 @@ def main() -> int:
             if args.lock:
                 lock()
             if "djl" in args.parts:
-                run([python_of("harness"), "-m", "harness.assets.djl"], cwd=ROOT)
+                run([python_of("harness"), "-m", "harness.assets.djl"], cwd=PRODUCT)
     except HarnessError as error:
         for line in (line for problem in error.problems for line in problem.lines()):
             _say(line)

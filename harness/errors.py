@@ -8,8 +8,8 @@
     ├── Busy                  7  another command holds the run, or a port is taken
     ├── NotFound              8  no such run, endpoint or file
     ├── NotStarted            9  a container could not be started, or the local SageMaker
-    ├── Refused              10  AWS refuses: credentials, permissions, a quota, a request; or it cannot be reached
-    └── Interrupted         130  Ctrl-C or TERM (128 + signal number)
+    └── Refused              10  AWS refuses: credentials, permissions, a quota, a request; or it cannot be reached
+    Interrupted             130  Ctrl-C or TERM (128 + signal number); beside the family, as KeyboardInterrupt is
 
 Exit code 1 is left to bugs, 2 to the command line's own parser.
 """
@@ -85,20 +85,28 @@ class NotStarted(HarnessError):
 
 
 class Refused(HarnessError):
-    """AWS answered with an error, or not at all; `code` is its own name for it, as in "AccessDenied"."""
+    """AWS answered with an error, or not at all.
+
+    `code` is its own name for it, as in "AccessDenied", `operation` boto3's name of the call, as in "create_model".
+    """
 
     exit_code = 10
 
-    def __init__(self, what: str, why: str = "", hint: str = "", code: str = "") -> None:
+    def __init__(self, what: str, why: str = "", hint: str = "", code: str = "", operation: str = "") -> None:
         super().__init__(what, why, hint)
-        self.code = code
+        self.code, self.operation = code, operation
 
 
-class Interrupted(HarnessError):
-    """Ended by a signal; `signum` 2 gives exit code 130, 15 gives 143, as a shell reports them."""
+class Interrupted(BaseException):
+    """Ended by a signal; `signum` 2 gives exit code 130, 15 gives 143, as a shell reports them.
+
+    No Exception, as KeyboardInterrupt is none: botocore takes an Exception in mid-request for a broken connection and
+    tries again, and the signal would be lost.
+    """
 
     def __init__(self, signum: int, what: str = "interrupted", hint: str = "") -> None:
-        super().__init__(what, hint=hint)
+        super().__init__(what)
+        self.problems = [Problem(what, hint=hint)]
         self.signum = signum
         self.exit_code = 128 + signum
 

@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.errors import Busy, InvalidInput, NotFound, did_you_mean
 from harness.paths import runs_dir
 
-ASIDE = "set-aside"  # in a record that no run file of the user's stands behind
+ASIDE = "set-aside"  # in the record of a run that another verb than `run` or `train` has made for itself
 
 
 def new_id(name: str, now: datetime | None = None) -> str:
@@ -42,6 +43,10 @@ class Record:
         """The training job's output."""
         return self.path / "logs" / "train.log"
 
+    def endpoint_log(self, name: str) -> Path:
+        """An endpoint's output, where it was kept."""
+        return self.path / "logs" / f"{name}.log"
+
     @property
     def begun(self) -> datetime | None:
         """When it began: the time in its id."""
@@ -57,12 +62,7 @@ class Record:
         return self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return files.write_text(self.path / name, text)
 
     def read_json(self, name: str) -> Any:
         """The value, or None where the file is not there (yet)."""
@@ -101,20 +101,22 @@ class Record:
             os.fsync(handle.fileno())
 
     def ledger(self) -> Iterator[dict[str, Any]]:
-        """The ledger's lines; a torn last line, from a crash in mid-write, is left out."""
+        """The ledger's lines; one that is not an event, such as the torn last one after a crash, is left out."""
         try:
-            lines = (self.path / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.path / "ledger.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return
         for line in lines:
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict) and "event" in row:
+                yield row
 
 
-def create(run_id: str, run_file: Path, files: dict[str, str]) -> Record:
-    """A new record with a copy of its run file and `files` (name -> text): there whole, or not there."""
+def create(run_id: str, run_file: Path, texts: dict[str, str]) -> Record:
+    """A new record with a copy of its run file and `texts` (name -> content): there whole, or not there."""
     record = Record(run_id, runs_dir() / run_id)
     record.path.parent.mkdir(parents=True, exist_ok=True)
     partial = record.path.with_name(f".{run_id}.partial")
@@ -122,7 +124,7 @@ def create(run_id: str, run_file: Path, files: dict[str, str]) -> Record:
     partial.mkdir()
     try:
         shutil.copyfile(run_file, partial / "run.toml")
-        for name, text in files.items():
+        for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         os.replace(partial, record.path)
     finally:

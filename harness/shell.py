@@ -26,9 +26,9 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     hint: str = "",
-    apart: bool = False,
+    new_session: bool = False,
 ) -> str:
-    """Run `argv` without a shell and return its standard output; `apart` from our terminal, whose Ctrl-C ends it not.
+    """Run `argv` without a shell and return its standard output. Ctrl-C does not reach it in a `new_session`.
 
     Raises MissingPrerequisite where the program is absent, runs longer than `timeout` seconds, or ends with
     another code than 0; the last lines it wrote are the reason.
@@ -46,10 +46,10 @@ def run(
             capture_output=True,
             text=True,
             check=False,
-            start_new_session=apart,
+            start_new_session=new_session,
         )
     except subprocess.TimeoutExpired:
-        raise MissingPrerequisite(f"no end after {timeout:.0f} s: {printed}", hint=hint) from None
+        raise MissingPrerequisite(f"timed out after {timeout:.0f} s: {printed}", hint=hint) from None
     if done.returncode != 0:
         tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-8:]
         why = "; ".join(line.strip() for line in tail if line.strip())[-800:]
@@ -122,11 +122,12 @@ def _show_lines(child: subprocess.Popen[str]) -> list[str]:
     return list(last)
 
 
-def detach(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def detach(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a server that outlives this process: in a session of its own, its output added to `log`."""
     with log.open("ab") as handle:
         child = subprocess.Popen(
             argv,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=handle,
             stderr=subprocess.STDOUT,

@@ -24,6 +24,7 @@ from containers.artifact import (
     write_compile_key,
 )
 from containers.contract import Paths
+from serve.compilers import to_device
 from serve.options import PREFIX, OptionError, ServeOptions, check_environment, from_properties
 
 
@@ -47,7 +48,7 @@ def prepare(model_dir: Path, output_dir: Path, options: ServeOptions) -> Path:
         print(f"prepare: {found} is compiled for these options already", flush=True)
         return found
     model = neuron.build(output_dir, options)
-    model.to_neuron()
+    to_device(model, None)
     compiled = output_dir / COMPILED
     shutil.rmtree(compiled, ignore_errors=True)  # of other options, or of a run that did not finish
     model.save(str(compiled))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# No test is timed: a busy machine is no failure.
+from harness.executors.process import STAND_IN_ENV
+
+# No test is timed: a busy machine is not a failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
+# What stands in for the packages that are published for Neuron hosts only: executor process, role neuron.
+os.environ.setdefault(STAND_IN_ENV, str(ROOT / "tests" / "neuron" / "shim"))
 
 
 @pytest.fixture(autouse=True)
 def _fence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_RUNS_DIR", str(tmp_path / "runs"))
-    for name in ("NEURON_HARNESS_DEVICE", "SAGEMAKER_BASE_DIR", "SAGEMAKER_BIND_TO_PORT", "NO_COLOR"):
+    for name in ("NEURON_HARNESS_DEVICE", "SAGEMAKER_BASE_DIR", "SAGEMAKER_BIND_TO_PORT", "EXECUTOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     connect = socket.socket.connect
 

@@ -89,7 +89,7 @@ def test_no_network(tmp_path, monkeypatch):
 def test_java_home_is_used_or_refused(tmp_path, monkeypatch):
     home = tmp_path / "java"
     monkeypatch.setenv("JAVA_HOME", str(home))
-    with pytest.raises(MissingPrerequisite, match="is no Java"):
+    with pytest.raises(MissingPrerequisite, match="is not a Java installation"):
         djl.java_home()
     (home / "bin").mkdir(parents=True)
     (home / "bin" / "java").touch(mode=0o755)

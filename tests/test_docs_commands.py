@@ -17,7 +17,10 @@ import typer
 from harness.cli.main import app
 from tests.test_readme import blocks
 
-DOCS = ["README.md", *(f"docs/{n}.md" for n in ("aws", "ec2", "images", "local-sagemaker", "requests", "verify"))]
+DOCS = [
+    "README.md",
+    *(f"docs/{n}.md" for n in ("quickstart", "aws", "images", "local-sagemaker", "neuron-host", "verify")),
+]
 
 
 def lines(root: Path, name: str) -> list[list[str]]:

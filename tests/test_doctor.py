@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import bootstrap
+from harness import bootstrap, doctor
 from harness.cli import main as command_line
-from harness.platforms import doctor
-from harness.platforms.doctor import Check
+from harness.doctor import Check
 
 
 @pytest.fixture(autouse=True)

@@ -159,3 +159,22 @@ def test_the_server_loads_the_model_on_the_containers_own_cores(
         monkeypatch.setenv(name, value)
     config = entrypoint.serving_config(Paths(Path("/opt/ml")), 8080)
     assert f"load_models=model::Python:{device}=file:///opt/ml/model\n" in config
+
+
+def test_a_credential_among_the_hyperparameters_is_in_no_line_of_the_log(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
+    given = {"hub_token": "hf_of_the_request", "max_steps": "3"}
+    contract.write_training_input(Paths(tmp_path), TrainingInput(given))
+    trainer = "import os, sys; print(sys.argv, os.environ['HF_TOKEN']); raise ValueError(sys.argv)"
+    out, _ = start(program, tmp_path, trainer).communicate(timeout=20)
+    assert "--hub_token ***" in out
+    for text in (out, contract.read_failure(Paths(tmp_path))):
+        assert "hf_of" not in text
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "../config"])
+def test_no_channel_is_a_directory_above_the_others(tmp_path: Path, name: str) -> None:
+    with pytest.raises(contract.ContractError, match="is not a channel name"):
+        Paths(tmp_path).channel(name)

@@ -1,4 +1,4 @@
-"""harness/evaluate.py and report.py: the parser, the interval, and a page that escapes what models say."""
+"""harness/run/evaluate.py and report.py: the parser, the interval, and a page that escapes what models say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from harness import evaluate, report
-from harness.evaluate import HeldOut, Score, parse_answer
+from harness.run import evaluate, report
+from harness.run.evaluate import HeldOut, Score, parse_answer
 
 LABELS = ["Yes", "No"]
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from containers import pins
-from harness import engine, executors, images, registry, shell, stacks
+from harness import executors, shell
 from harness.errors import InvalidInput, MissingPrerequisite
 from harness.executors import docker
 from harness.executors.spec import ContainerSpec, Handle
-from harness.images import Build, Layer
-from harness.platforms.direct import Direct
-from harness.record import Record
+from harness.images import build as images, engine, registry
+from harness.images.build import Build, Layer
+from harness.local.jobs.runner import JobEnvironment, TrainingRunner
+from harness.local.store.objects import ObjectStore
 from harness.reporter import Silent
+from harness.spec import stacks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -44,9 +46,12 @@ def test_a_training_container_without_network_has_none(monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_TOKEN", "secret")
     words = docker.arguments(spec(environment={"A": "b c"}))
     assert ("--network", "none") in pairs(words)
-    assert ("--env", "A=b c") in pairs(words)
+    assert ("--env", "A") in pairs(words)
+    assert docker.environment(spec(environment={"A": "b c"}))["A"] == "b c"
     assert "secret" not in " ".join(words)
-    assert "HF_TOKEN=secret" in docker.arguments(spec(network=True))
+    assert "HF_TOKEN" in docker.arguments(spec(network=True))
+    assert "secret" not in " ".join(docker.arguments(spec(network=True))), "ps shows the words of every process"
+    assert docker.environment(spec(network=True))["HF_TOKEN"] == "secret"
 
 
 def test_hosts_of_a_job_share_a_network_under_their_names() -> None:
@@ -60,16 +65,15 @@ def test_hosts_of_a_job_share_a_network_under_their_names() -> None:
 def test_what_a_kill_left_of_several_hosts_is_looked_for_by_every_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As tests/images does with containers: killed before the record had a handle."""
+    """As tests/images does with containers: the server was killed before the job had a handle."""
     swept: list[str] = []
     monkeypatch.setattr(docker, "sweep", lambda name: swept.append(name) or 0)
-    record = Record("x", tmp_path / "x")
     request = {"TrainingJobName": "x", "ResourceConfig": {"InstanceCount": 2}}
-    record.write_json("executor.json", {"executor": "docker"})
-    record.write_json("requests/CreateTrainingJob-x.json", request)
-    record.write_json("job.json", {"name": "x", "status": "InProgress"})
-    Direct(record, lambda _: None).settle()
-    assert swept == ["x-algo-1", "x-algo-2", "x"]  # and last the network, which is named for the job
+    environment = JobEnvironment(executor="docker", prefix="p-")
+    folder, log = tmp_path / "job", tmp_path / "log"
+    runner = TrainingRunner(request, ObjectStore(tmp_path / "s3"), folder, log, lambda _: None, environment)
+    runner.sweep(executors.named("docker"))
+    assert swept == ["p-x-algo-1", "p-x-algo-2", "p-x"]  # and last the network, which is named for the job
 
 
 def test_a_container_has_a_memory_limit_and_no_swap() -> None:
@@ -223,7 +227,7 @@ def test_the_page_lists_the_files_that_are_copied(root: Path, role: str) -> None
     block = text.split(f"## {role}\n")[1].split("/opt/program`:\n\n```text\n")[1].split("\n```")[0]
     ignored = (root / ".dockerignore").read_text().split()
     copied = [p for p in (root / role).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    names = [p.relative_to(root).as_posix() for p in [*(root / "containers").glob("*.py"), *copied]]
+    names = [p.relative_to(root).as_posix() for p in [*(root / "containers").glob("*.*"), *copied]]
     assert block.split("\n") == sorted(n for n in names if n not in ignored)
 
 

@@ -1,13 +1,18 @@
-"""docs/limits.md has a row for every Neuron-touching name in the code, and no row for anything else."""
+"""harness/verify/limits.json has an entry for every Neuron-touching name in the code, and none for anything else.
+
+docs/limits.md is made from it (tests/generated.py); its column `where` is what the search here finds.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 
+from harness.verify.report import limits
+from tests import generated
 from tests.conformance import uses
 
-DOCUMENT = uses.ROOT / "docs" / "limits.md"
+FIELDS = {"name", "checked", "unverified", "settled_by"}
 NEURON = ("optimum", *uses.NEURON_ONLY)
 # In train/launch.py and both files named neuron.py every variable of the environment is the SDK's or torchrun's.
 WHOLLY = ("train/launch.py", "train/devices/neuron.py", "serve/engines/neuron.py")
@@ -15,7 +20,6 @@ VARIABLE = re.compile(r"\b(?:RUN_)?NEURON_(?!HARNESS_)[A-Z0-9_]*[A-Z0-9]\b")
 OTHER = re.compile(r"[A-Z]+(?:_[A-Z0-9]+)+|neuron_[a-z_]+|/sys/class/\w+")
 # A name in a text: what a pickle refers to, a module that is looked for.
 DOTTED = re.compile(rf"(?:{'|'.join(NEURON)})(?:\.\w+)+")
-HEAD = "| name | where | how it was checked | what remains unverified | settled by `harness verify` step |"
 
 
 def found(sources: dict[str, str]) -> dict[str, set[str]]:
@@ -47,28 +51,31 @@ def in_containers() -> dict[str, set[str]]:
     return out
 
 
-def rows() -> dict[str, list[str]]:
-    """Name -> the other cells of its row."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    assert HEAD in text
-    lines = text.partition(HEAD)[2].splitlines()[2:]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert len({row[0] for row in table}) == len(table), "a name has two rows"
-    return {row[0].strip("`"): row[1:] for row in table}
+def places() -> dict[str, set[str]]:
+    """Name -> the files that use it, those that are not Python included."""
+    names = found(uses.files())
+    for name, files in in_containers().items():
+        names.setdefault(name, set()).update(files)
+    return names
 
 
-def test_every_neuron_touching_name_has_a_row_and_every_row_a_name() -> None:
-    names, table = found(uses.files()), rows()
-    for name, places in in_containers().items():
-        names.setdefault(name, set()).update(places)
-    assert sorted(names.keys() - table.keys()) == [], "in the code, without a row in docs/limits.md"
-    assert sorted(table.keys() - names.keys()) == [], "in docs/limits.md, no longer in the code"
-    wrong = {n: table[n][0] for n in names if set(re.findall(r"`([^`]+)`", table[n][0])) != names[n]}
-    assert wrong == {}, "the column `where` names other files than the search"
+def test_every_neuron_touching_name_has_an_entry_and_every_entry_a_name() -> None:
+    in_code, listed = places(), [row["name"] for row in limits()["names"]]
+    assert sorted(in_code.keys() - set(listed)) == [], "in the code, without an entry in limits.json"
+    assert sorted(set(listed) - in_code.keys()) == [], "in limits.json, no longer in the code"
+    assert listed == sorted(set(listed)), "a name is there twice, or they are not sorted"
 
 
-def test_no_cell_is_empty() -> None:
-    assert [name for name, cells in rows().items() if len(cells) != 4 or not all(cells)] == []
+def test_no_field_is_empty() -> None:
+    assert [row for row in limits()["names"] if row.keys() != FIELDS or not all(row.values())] == []
+    assert all(limits()["general"])
+
+
+def test_the_page_has_every_entry_and_where_its_name_stands() -> None:
+    page = generated.limits_page()
+    assert (uses.ROOT / "docs" / "limits.md").read_text(encoding="utf-8") == page, "run: make generated"
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert {row[0].strip(" `"): set(re.findall(r"`([^`]+)`", row[1])) for row in rows} == places()
 
 
 def test_the_search_sees_a_new_import_attribute_keyword_and_variable() -> None:

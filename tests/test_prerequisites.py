@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from harness import bootstrap
-from harness.emulator import hosting, training
-from harness.emulator.state import ObjectStore
-from harness.emulator.training import TrainingRunner
 from harness.errors import Busy, MissingPrerequisite
 from harness.executors import process
-from harness.platforms import steps
-from harness.platforms.direct import Direct
+from harness.local.endpoints import container as hosting
+from harness.local.jobs import runner as training
+from harness.local.jobs.runner import JobEnvironment, TrainingRunner
+from harness.local.store.objects import ObjectStore
+from harness.run import inputs, steps
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -30,12 +30,12 @@ def test_half_an_environment_is_not_used(
     if made:
         python.parent.mkdir(parents=True)
         python.touch()
-    monkeypatch.setattr(process, "python_of", lambda role: python)
+    monkeypatch.setattr(process, "environment_of", lambda role: python.parent.parent)
     with pytest.raises(MissingPrerequisite) as error:
         process.check_environment("train")
     (problem,) = error.value.problems
-    assert problem.what == f".venv-train {said}"
-    assert problem.hint == "run: make setup"
+    assert problem.what == f"the environment .venv-train {said}"
+    assert problem.hint == "run: harness setup"
 
 
 def test_a_small_disk_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_a_small_disk_is_told_before_training(tmp_path: Path, monkeypatch: pytes
     run = steps.start(run_file)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 1000))
     with pytest.raises(MissingPrerequisite, match=r"0.0 GB of disk are free, training needs up to 0.2 GB"):
-        Direct(run.record, lambda _: None).upload(run.file, run.plan)
+        inputs.check_disk(run.record, tmp_path)
 
 
 def test_a_disk_that_fills_while_packing_fails_the_job_and_keeps_the_model(
@@ -56,7 +56,7 @@ def test_a_disk_that_fills_while_packing_fails_the_job_and_keeps_the_model(
         "ResourceConfig": {"InstanceCount": 1},
     }
     store = ObjectStore(tmp_path / "s3")
-    runner = TrainingRunner(request, store, tmp_path / "job", tmp_path / "log", lambda *_: None, lambda _: None)
+    runner = TrainingRunner(request, store, tmp_path / "job", tmp_path / "log", lambda _: None, JobEnvironment())
     for folder in (runner.paths.model, runner.paths.output_data):
         folder.mkdir(parents=True)
     (runner.paths.model / "manifest.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_a_taken_port_is_told_with_its_holder() -> None:
 
 
 def test_prerequisites_are_one_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap.sys, "version_info", (3, 10, 1))
+    monkeypatch.setattr(bootstrap.platform, "python_version_tuple", lambda: ("3", "10", "1"))
     monkeypatch.setattr(bootstrap.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(bootstrap.shutil, "which", lambda tool: None)
     told = [problem.what for problem in bootstrap.prerequisites([])]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 TAGS = {"run", "run-with-endpoint", "shown", "shown-for-AWS"}
 
 
@@ -45,7 +46,7 @@ def test_blocks_to_run_are_run(root: Path) -> None:
 def test_the_toml_block_is_the_ready_made_file_in_short(root: Path) -> None:
     import tomllib
 
-    (text,) = [text for language, _, text in blocks(root) if language == "toml"]
+    (text,) = [text for language, _, text in blocks(root, "docs/quickstart.md") if language == "toml"]
     shown = tomllib.loads(text)
     ready = tomllib.loads((root / "harness" / "runs" / "tinyllama-imdb.toml").read_text())
     for table, value in shown.items():
@@ -55,9 +56,10 @@ def test_the_toml_block_is_the_ready_made_file_in_short(root: Path) -> None:
             assert value == ready[table]
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/00-overview.md", "docs/limits.md", "docs/aws.md", "docs/ec2.md"]
-)
+PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_and_paths_exist(root: Path, name: str) -> None:
     text = (root / name).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from containers import artifact
 from containers.artifact import ArtifactError, Manifest
 from harness import record as records
-from harness.emulator import hosting
-from harness.emulator.state import ObjectStore
-from harness.emulator.training import pack
 from harness.errors import NotFound
+from harness.local.endpoints import container as hosting
+from harness.local.jobs.runner import pack
+from harness.local.store.objects import ObjectStore
 from harness.record import Record
 
 

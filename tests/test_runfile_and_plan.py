@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from harness import aws, checks, plan, runfile, stacks
 from harness.errors import HarnessError, InvalidInput
-from harness.profile import LOCAL
-from harness.runfile import RunFile
+from harness.spec import checks, plan, runfile, service_model, stacks
+from harness.spec.profile import LOCAL
+from harness.spec.runfile import RunFile
 
 READY = sorted((Path(__file__).parent.parent / "harness" / "runs").glob("*.toml"))
 SARCASM = next(p for p in READY if p.stem == "smollm2-sarcasm")
@@ -68,6 +68,8 @@ def test_base_and_tuned_differ_in_names_and_model_data_only() -> None:
     assert p.base is not None
     base, tuned = p.base.create_model, p.tuned.create_model
     assert base["PrimaryContainer"]["Environment"] == tuned["PrimaryContainer"]["Environment"]
+    # DJL Serving's own limit of a start, 1200 s in the image, would end one that the run file allows.
+    assert tuned["PrimaryContainer"]["Environment"]["OPTION_MODEL_LOADING_TIMEOUT"] == "1800"
     assert base["PrimaryContainer"]["ModelDataSource"]["S3DataSource"]["S3Uri"].endswith("/")
     assert tuned["PrimaryContainer"]["ModelDataSource"]["S3DataSource"]["S3Uri"] == {"placeholder": "artifact_uri"}
 
@@ -98,10 +100,10 @@ train_instance = "ml.trn1.xlarge"
     )
     text = "\n".join(told)
     for part in (
-        'train.learnin_rate is no flag of run_clm in stack sdk2.20 |   hint: did you mean "learning_rate"?',
-        "train.bf16 = 3 is no true or false",
+        'train.learnin_rate is not a flag of run_clm |   hint: did you mean "learning_rate"?',
+        "train.bf16 = 3: must be true or false",
         "train.output_dir is set by the container",
-        'serve.n_position is no option of the handler |   hint: did you mean "n_positions"?',
+        'serve.n_position is not an option of the handler |   hint: did you mean "n_positions"?',
         'compute.train_instance = "ml.trn1.xlarge"',
         'model.id = "smollm2-135m-instruc": no such asset |   hint: did you mean "smollm2-135m-instruct"?',
         "data.prompt is missing",
@@ -170,7 +172,7 @@ def test_any_tree_is_validated_without_a_crash(tree: dict) -> None:
 
 def test_validation_against_botocores_model() -> None:
     request = plan.resolve(made(SARCASM).create_training_job, plan.PLACEHOLDERS)
-    aws.validate("sagemaker", "CreateTrainingJob", request)
+    service_model.validate("sagemaker", "CreateTrainingJob", request)
     wrong = {
         **request,
         "TrainingJobName": "a_b",
@@ -184,7 +186,7 @@ def test_validation_against_botocores_model() -> None:
     }
     del wrong["OutputDataConfig"]
     with pytest.raises(InvalidInput) as error:
-        aws.validate("sagemaker", "CreateTrainingJob", wrong)
+        service_model.validate("sagemaker", "CreateTrainingJob", wrong)
     text = "\n".join(p.what for p in error.value.problems)
     for part in (
         "TrainingJobName is 'a_b'; it must match",
@@ -200,3 +202,14 @@ def test_validation_against_botocores_model() -> None:
 def test_the_run_files_comments_do_not_lie_about_their_names() -> None:
     for path in READY:
         assert tomllib.loads(path.read_text())["name"] == path.stem
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "hub_token", "push_to_hub_token", "wandb_api_key", "my_secret", "db_password"]
+)
+def test_a_credential_in_a_run_file_is_refused_without_being_repeated(tmp_path: Path, name: str) -> None:
+    text = f'name = "x"\n[model]\nid = "a/b"\n[data]\nid = "a/b"\n[train]\n{name} = "hf_abcdefghijk"\n'
+    said = "\n".join(problems_of(tmp_path, text))
+    assert f"train.{name} is a credential" in said
+    assert "[secrets]" in said
+    assert "hf_abcdefghijk" not in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from containers import families
 from containers.contract import Resources
 from train import launch, signature
 from train.signature import Layout, SignatureError
@@ -107,7 +109,15 @@ def test_each_rule(config: dict[str, int], layout: dict[str, Any], block: int, e
 
 @pytest.mark.parametrize(("tensor", "fine"), [(2, True), (4, True), (8, True), (16, True), (32, True), (3, False)])
 def test_key_value_heads_may_be_fewer_than_cores_when_they_divide_them(tensor: int, fine: bool) -> None:
-    assert (rules(Layout(tensor=tensor, world=tensor)) == "") is fine
+    assert (rules(Layout(tensor=tensor, world=8 * tensor)) == "") is fine
+
+
+@pytest.mark.parametrize(
+    ("world", "pipeline", "fine"), [(32, 1, True), (64, 2, True), (4, 1, False), (8, 1, False), (32, 2, False)]
+)
+def test_groups_of_four_cores_come_eight_at_a_time(world: int, pipeline: int, fine: bool) -> None:
+    text = "\n".join(signature.layout_problems(Layout(tensor=4, pipeline=pipeline, world=world)))
+    assert ("use tensor_parallel_size 2 or 8" in text) is not fine
 
 
 def test_a_row_length_that_does_not_divide_is_no_problem_without_sequence_parallelism() -> None:
@@ -182,6 +192,38 @@ def test_a_layout_from_training_arguments_of_both_devices(monkeypatch: pytest.Mo
 
 # -- environment and start ---------------------------------------------------------------------------------------
 
+# As transformers writes them into config.json; the attributes that a Llama has are not among them.
+OTHER_FAMILIES = {
+    "gpt2": {"n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "n_inner": None, "vocab_size": 50257},
+    "opt": {
+        **{"hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+        **{"max_position_embeddings": 2048, "vocab_size": 50272},
+    },
+    "bloom": {"hidden_size": 1024, "n_head": 16, "n_layer": 24, "vocab_size": 250880, "seq_length": 2048},
+    "gptj": {"n_embd": 4096, "n_head": 16, "n_layer": 28, "n_positions": 2048, "vocab_size": 50400},
+    "gpt_neo": {"hidden_size": 768, "num_heads": 12, "num_layers": 12, "max_position_embeddings": 2048},
+    "falcon": {"hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32, "multi_query": True},
+}
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_families_with_other_names_for_their_dimensions(family: str) -> None:
+    """Their configs have no intermediate_size, some no num_attention_heads either: rules, not an AttributeError."""
+    config = {"model_type": family, **OTHER_FAMILIES[family]}
+    assert signature.rule_problems(Layout(), config, 512) == []
+    found = "\n".join(signature.rule_problems(Layout(tensor=7, pipeline=5), config, 512))
+    assert "does not divide the model's attention heads" in found
+    assert "does not divide the model's intermediate size" in found
+    assert "pipeline_parallel_size 5 does not divide" in found
+    too_long = "\n".join(signature.rule_problems(Layout(), config, 4096))
+    assert ("exceeds the model's" in too_long) == (family not in ("bloom", "falcon"))
+
+
+def test_falcons_queries_share_one_head_of_keys() -> None:
+    size = families.Dimensions.of({"model_type": "falcon", **OTHER_FAMILIES["falcon"]})
+    assert (size.heads, size.kv_heads, size.intermediate) == (71, 1, 4 * 4544)
+
+
 FP32 = SimpleNamespace(bf16=False, half_precision_backend="xla")
 BF16 = SimpleNamespace(bf16=True, half_precision_backend="xla")
 
@@ -223,6 +265,23 @@ def test_several_hosts_and_compiling_only() -> None:
     assert found["NEURON_PARALLEL_COMPILE_MAX_RETRIES"] == "1"
 
 
+def test_several_hosts_are_told_apart_by_the_toolkits_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SageMaker's training toolkit brings it; every container of a job is called "aws"."""
+    two = Resources(hosts=("algo-1", "algo-2"), instance_type="ml.trn1.32xlarge")
+    assert "LD_PRELOAD" not in launch.early_environment(two, {}), "it is not installed here"
+    library = tmp_path / "gethostname.cpython-311-x86_64-linux-gnu.so"
+    library.write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert launch.early_environment(two, {})["LD_PRELOAD"] == str(library)
+    assert "LD_PRELOAD" not in launch.early_environment(dataclasses.replace(two, hosts=("algo-1",)), {})
+    assert "LD_PRELOAD" not in launch.early_environment(two, {"LD_PRELOAD": "/x.so"})
+    library.rename(tmp_path / "gethostname.py")
+    importlib.invalidate_caches()
+    assert "LD_PRELOAD" not in launch.early_environment(two, {}), "another module of that name"
+
+
 def test_every_variable_has_its_source() -> None:
     for table in (launch.COMPILER_FLAGS, launch.ALWAYS, launch.EFA, launch.BF16, launch.BF16_XLA):
         assert all(value and len(source) > 10 for value, source in table.values())
@@ -235,6 +294,17 @@ def test_one_worker_per_core(tmp_path: Path) -> None:
     assert launch.cores({"NEURON_RT_NUM_CORES": "8"}, tmp_path) == 8
 
 
+def test_a_worker_takes_its_core_of_what_the_container_was_lent() -> None:
+    """torch_xla 2.1.0 gives worker N core N, whatever the range is."""
+    assert [launch.own_core("4-5", rank) for rank in (0, 1)] == ["4", "5"]
+    assert [launch.own_core("0,2-3", rank) for rank in (0, 1, 2)] == ["0", "2", "3"]
+    assert launch.own_core("", 7) == "7"
+    with pytest.raises(ValueError, match="4-5 has 2 cores, and this is worker 2"):
+        launch.own_core("4-5", 2)
+    assert launch.cores({"NEURON_RT_VISIBLE_CORES": "4-7"}) == 4
+    assert launch.cores({"NEURON_RT_VISIBLE_CORES": "4-7", "NEURON_RT_NUM_CORES": "2"}) == 2
+
+
 def test_the_command_is_torchrun_over_all_hosts_in_their_order() -> None:
     hosts = ("algo-1", "algo-2", "algo-10")
     words = launch.command(["--bf16", ""], {"NEURON_RT_NUM_CORES": "32"}, hosts, "algo-10")
@@ -242,7 +312,8 @@ def test_the_command_is_torchrun_over_all_hosts_in_their_order() -> None:
     assert {"--nproc_per_node=32", "--nnodes=3", "--node_rank=2", "--master_addr=algo-1"} <= set(words)
     assert words[-4:] == ["-m", "train.run_clm", "--bf16", ""]
     alone = launch.command([], {}, ("algo-1",), "algo-1")
-    assert "--standalone" in alone
+    assert {"--local_addr=127.0.0.1", "--rdzv_endpoint=127.0.0.1:0"} <= set(alone)
+    assert not {"--standalone", "--nnodes=1"} & set(alone), "a host that is alone asks nobody for its own name"
     assert launch.command([], {"RUN_NEURON_PARALLEL_COMPILE": "1"}, ("a",), "a") == [
         "neuron_parallel_compile",
         *alone,

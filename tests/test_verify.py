@@ -17,8 +17,9 @@ from harness import record as records
 from harness.assets import tiny
 from harness.errors import EndpointFailed, Interrupted, InvalidInput, JobFailed, MissingPrerequisite, NotFound
 from harness.estimate import cpu
-from harness.platforms import steps, verify, verify_jobs, verify_report, verify_steps
-from harness.platforms.verify_bench import FAILED, NOT_HERE, NOT_RUN, PASSED, Bench, Budget, Result, Wrong
+from harness.run import steps
+from harness.verify import jobs as verify_jobs, report as verify_report, steps as verify_steps, verification as verify
+from harness.verify.verification import FAILED, NOT_HERE, NOT_RUN, PASSED, Bench, Budget, Result, Wrong
 
 ROOT = Path(__file__).resolve().parent.parent
 STEP_NAMES = [step.name for step in verify.ALL]
@@ -28,14 +29,13 @@ STEP_NAMES = [step.name for step in verify.ALL]
 
 
 def test_each_row_of_the_limits_names_a_step_or_says_why_none_settles_it() -> None:
-    text = verify_report.LIMITS.read_text(encoding="utf-8").partition(verify_report.HEAD)[2]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
+    rows = verify_report.limits()["names"]
     assert len(rows) > 100
     named: set[str] = set()
     for row in rows:
-        if not row[4].startswith("none: "):
-            assert set(row[4].split(", ")) <= set(STEP_NAMES), row[0]
-            named |= set(row[4].split(", "))
+        if not row["settled_by"].startswith("none: "):
+            assert set(row["settled_by"].split(", ")) <= set(STEP_NAMES), row["name"]
+            named |= set(row["settled_by"].split(", "))
     assert sorted(named) == sorted(STEP_NAMES), "a step that settles nothing, or has another name there"
     settled = verify_report.settled_by()
     assert len(settled) > 80
@@ -157,7 +157,7 @@ def test_nothing_is_started_that_could_exceed_the_cap(bench: Any, monkeypatch: p
     one = bench("neuron")
     one.budget = Budget(usd_per_hour=3.6, cap=1.9)  # a thousandth of a dollar a second
     sent: list[str] = []
-    one.platform.job = lambda request, known: sent.append(request["TrainingJobName"]) or ("", Path())
+    one.client.job = lambda request, known: sent.append(request["TrainingJobName"]) or ("", Path())
     one.job("host-train")  # 300 s at most
     one.run.record.write_json(f"jobs/{one.run.record.id}-host-train.json", {"billable_seconds": 60})
     one.run.record.write_json("job.json", {"billable_seconds": 100})
@@ -194,12 +194,11 @@ def test_a_verification_is_never_the_newest_run(tmp_path: Path) -> None:
 def test_how_long_it_takes_is_said_of_the_measured_model_alone(tmp_path: Path) -> None:
     rows = tmp_path / "train.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}')
-    platform: Any = SimpleNamespace(channels=lambda run: {"train": rows})
     run, _ = verify.start("cpu")
     for model, lines in (("./model", 0), (cpu.MEASURED, 1)):
         said: list[str] = []
         file = run.file.model_copy(update={"model": run.file.model.model_copy(update={"id": model})})
-        steps._say_estimate(platform, file, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+        steps._say_estimate(rows, file, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
         assert len(said) == lines, model
 
 
@@ -383,6 +382,13 @@ def test_the_report_says_what_is_settled_on_neuron_alone(bench: Any, monkeypatch
     assert len(steps) == len(STEP_NAMES)
     assert all(" | 0 of " in line for line in steps)
     assert "Nothing of Neuron is settled by this device" in reports["cpu"]
+    # A verdict for each claim of the README.
+    claims = reports["neuron"].partition("What the README claims:")[2]
+    assert "- fine-tunes an open LLM on Trainium: **shown**" in claims
+    assert "- answers there what it answers here: **refuted**: logits (0.2 apart" in claims
+    assert all(f"- {claim}: **" in claims for claim in verify_report.CLAIMS)
+    on_cpu = reports["cpu"].partition("What the README claims:")[2]
+    assert "**shown**" not in on_cpu and "no Neuron device" in on_cpu
     for line in reports["neuron"].splitlines():
         assert line.count("|") - line.count("\\|") in (0, 4, 6), line
 

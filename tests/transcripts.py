@@ -100,7 +100,7 @@ WRONG = [
     plan("two kinds of rows", FILES, train=ROW + '{"text": "a"}\n'),
     plan("many damaged rows", FILES, train="{\n" * 9),
     plan(
-        "a held-out answer that is no label",
+        "a held-out answer that is not a label",
         FILES + 'test = "test.jsonl"\nlabels = { a = "yes", b = "no" }\n',
         train=ROW,
         test=ROW + '{"prompt": "a", "completion": "maybe"}\n',
@@ -118,7 +118,14 @@ WRONG = [
     Case("prompts that are not text", "harness invoke --file p.txt", {"p.txt": b"a\n\xff\xfe\n"}),
     Case("prompts without a prompt", "harness invoke --file p.jsonl", {"p.jsonl": '{"promt": "a"}\n{"prompt": 1}\n'}),
     Case("no such file of prompts", "harness invoke --file p.txt"),
-    Case("a port that nobody may have", "harness deploy --port 80"),
+    Case("a port that nobody may have", "harness local up --port 80"),
+    Case("a region on this machine", "harness plan x.toml --region us-west-2", {"x.toml": GOOD}),
+    Case(
+        "an executor where there is no choice",
+        "harness train x.toml --platform ec2 --executor docker",
+        {"x.toml": GOOD},
+    ),
+    Case("an executor that is none", "harness train x.toml --executor dokcer", {"x.toml": GOOD}),
     Case("a platform that is none", "harness plan x.toml --platform sagemakr", {"x.toml": GOOD}),
     Case("two answers to one question", "harness down x-20260101 --all"),
     Case("an age that is none", "harness down --older-than soon"),
@@ -149,12 +156,13 @@ def run(case: Case) -> tuple[str, int]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
         os.environ.update(COLUMNS="80", HOME=folder, NO_COLOR="1", TERM="dumb")
-        os.environ.pop("HARNESS_RUNS_DIR", None)
+        for name in ("HARNESS_RUNS_DIR", "EXECUTOR"):
+            os.environ.pop(name, None)
         os.chdir(folder)
         sys.argv = shlex.split(case.command)
         captured = io.StringIO()
         install, interrupts.install = interrupts.install, lambda: None
-        deaf, interrupts.deaf = interrupts.deaf, lambda: None
+        ignore, interrupts.ignore_signals = interrupts.ignore_signals, lambda: None
         try:
             with contextlib.redirect_stdout(captured), contextlib.redirect_stderr(captured):
                 command_line.main()
@@ -162,7 +170,7 @@ def run(case: Case) -> tuple[str, int]:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         finally:
-            interrupts.install, interrupts.deaf = install, deaf
+            interrupts.install, interrupts.ignore_signals = install, ignore
             sys.argv = argv
             os.chdir(before)
             os.environ.clear()

@@ -37,7 +37,7 @@ DECISIVE = (
     "max_steps",
     "seed",
     "group_by_length",
-    "bf16",
+    "label_smoothing_factor",
 )
 # How the model and the optimizer's state are cut, and how many rows a step has.
 LAYOUT = ("tensor_parallel_size", "pipeline_parallel_size", "zero_1", "world_size")
@@ -47,11 +47,14 @@ class CheckpointError(ValueError):
     """There are checkpoints, and none of them may be resumed from; one line with the reason."""
 
 
-def fingerprint(arguments: Any, data_sha256: str, block_size: int, model_config: dict[str, Any]) -> dict[str, str]:
-    """What makes two runs the same, by name, so that a difference can be named."""
+def fingerprint(
+    arguments: Any, data_sha256: str, block_size: int, model_config: dict[str, Any], **more: Any
+) -> dict[str, str]:
+    """What makes two runs the same, by name, so that a difference can be named; `more` is what others know."""
     config = {k: v for k, v in model_config.items() if k not in ("_name_or_path", "use_cache", "torch_dtype")}
     return {
         **{name: str(getattr(arguments, name)) for name in (*DECISIVE, *LAYOUT)},
+        **{name: str(value) for name, value in more.items()},
         "block_size": str(block_size),
         "data": data_sha256,
         "model": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
@@ -87,10 +90,7 @@ def latest(output_dir: Path, run: dict[str, str]) -> tuple[Path | None, list[str
             notes.append(f"{folder.name}: {SEAL} is damaged, passed over")
             damaged += 1
             continue
-        different = sorted(k for k in {*stored, *run} if stored.get(k) != run.get(k))
-        if different:
-            shown = ", ".join(f"{k} {stored.get(k)} there, {run.get(k)} here" for k in different[:3])
-            raise CheckpointError(f"{folder.name} is another run's ({shown}); empty the checkpoint directory")
+        _require_same(folder, run, stored)
         wrong = _damage(folder, sizes)
         if wrong:
             notes.append(f"{folder.name}: {wrong}, passed over")
@@ -100,6 +100,59 @@ def latest(output_dir: Path, run: dict[str, str]) -> tuple[Path | None, list[str
     if damaged:
         raise CheckpointError(f"no usable checkpoint ({'; '.join(notes)}); empty the checkpoint directory")
     return None, notes
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a checkpoint is complete, and still as it was when it was sealed."""
+    try:
+        sizes = json.loads((folder / SEAL).read_text(encoding="utf-8"))["sizes"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return not _damage(folder, dict(sizes))
+
+
+def asked(output_dir: Path, run: dict[str, str], wanted: str | None) -> str | None:
+    """The checkpoint to resume from, printed, with what was passed over.
+
+    `wanted` is --resume_from_checkpoint: nothing and `true` mean the newest one in `output_dir`, which `true`
+    requires; `false` refuses to overwrite any; else it is the directory of one. Raises CheckpointError.
+    """
+    chosen, notes = _chosen(output_dir, run, (wanted or "").strip())
+    for note in notes:
+        print(f"checkpoint: {note}", flush=True)
+    print(f"resuming from {chosen.name}" if chosen else "starting at step 0", flush=True)
+    return str(chosen) if chosen else None
+
+
+def _chosen(output_dir: Path, run: dict[str, str], word: str) -> tuple[Path | None, list[str]]:
+    if word.lower() == "false":
+        found = [p.name for p in output_dir.glob("checkpoint-*")]
+        if found:
+            raise CheckpointError(f"resume_from_checkpoint is false and {output_dir} holds {found[0]}: empty it")
+        return None, []
+    if word.lower() in ("", "true"):
+        chosen, notes = latest(output_dir, run)
+        if word and chosen is None:
+            raise CheckpointError(f"resume_from_checkpoint is true and {output_dir} holds no checkpoint")
+        return chosen, notes
+    folder = Path(word)
+    if not is_sealed(folder):
+        raise CheckpointError(f"resume_from_checkpoint {word}: no complete checkpoint ({SEAL} is missing or differs)")
+    _require_same(folder, run, dict(json.loads((folder / SEAL).read_text(encoding="utf-8"))["run"]))
+    return folder, []
+
+
+def _require_same(folder: Path, run: dict[str, str], stored: dict[str, str]) -> None:
+    different = sorted(k for k in {*stored, *run} if stored.get(k) != run.get(k))
+    if different:
+        shown = ", ".join(f"{k} {stored.get(k)} there, {run.get(k)} here" for k in different[:3])
+        raise CheckpointError(f"{folder.name} is another run's ({shown}); empty the checkpoint directory")
+
+
+def newest(output_dir: Path) -> str:
+    """`the last good checkpoint is checkpoint-<n>`, or that there is none."""
+    names = [p.name for p in sorted(output_dir.glob("checkpoint-*"), key=_step, reverse=True) if is_sealed(p)]
+    return f"the last good checkpoint is {names[0]}" if names else "there is no checkpoint before it"
 
 
 def _damage(folder: Path, sizes: dict[str, int]) -> str:

@@ -2,9 +2,9 @@
 
 Why not optimum-neuron's own consolidate_model_parallel_checkpoints_to_unified_checkpoint (0.0.28): it needs torch_xla
 and neuronx-distributed, so no machine without the Neuron SDK can test it, and it is silently wrong where this one is
-right or refuses (docs/neuron-training.md; tests/shards compares the two): half of a tied lm_head is written as the
-whole, a missing last rank is not noticed, a LoRA on o_proj keeps the shuffled heads of a replicated model. This
-needs torch and safetensors only; tests/shards cuts shards from a known model and gets it back bit for bit.
+right or refuses (docs/internals/neuron-training.md; tests/shards compares the two): half of a tied lm_head is written
+as the whole, a missing last rank is not noticed, a LoRA on o_proj keeps the shuffled heads of a replicated model.
+This needs torch and safetensors only; tests/shards cuts shards from a known model and gets it back bit for bit.
 """
 
 from __future__ import annotations

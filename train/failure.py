@@ -1,4 +1,4 @@
-"""The failure file of a job with several workers: the first one that fails writes it, since torchrun hides why."""
+"""How the trainer fails: what is one line, with which exit code, and the failure file of several workers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,29 @@ import traceback
 
 from containers.contract import MAX_FAILURE_REASON, Paths
 
+EXIT_INPUT = 3  # data, checkpoints or arguments that cannot be trained with; said before the first step
+EXIT_TRAINING = 4  # the training itself went wrong: losses or weights that are no numbers
+EXIT_HUNG = 5  # a step did not end
+
+
+class TrainingError(RuntimeError):
+    """The training went wrong and no bug did it; one line with the reason and what to do."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a worker that ends with `error`; 1 where it is one that nobody expected."""
+    if isinstance(error, TrainingError):
+        return EXIT_TRAINING
+    # By name: their modules need not be imported to fail. SignatureError is a DataError.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return EXIT_INPUT if kinds & {"ArgumentError", "CheckpointError", "DataError", "LoraError"} else 1
+
 
 def leave(error: BaseException, code: int) -> None:
-    """Under torchrun, write the failure file, unless another worker has: the exception first, then where it was.
+    """Under torchrun, write the failure file, unless another worker has: torchrun hides why a worker failed.
 
-    SageMaker shows the first 1,024 characters. Without torchrun the entrypoint makes it from the output's end.
+    The exception comes first, then where it was: SageMaker shows the first 1,024 characters. Without torchrun the
+    entrypoint makes the file from the output's end.
     """
     path = Paths.from_environment().failure
     if not os.environ.get("TORCHELASTIC_RUN_ID") or not path.parent.is_dir():  # by hand, not in a container

@@ -1,7 +1,8 @@
-"""How workers start on Trainium: one process per core under torchrun, with the Neuron SDK's environment.
+"""How workers start: on Trainium one process per core under torchrun, with the Neuron SDK's environment.
 
 Standard library only: it runs before torch is imported. `python -m train.run_clm` on device neuron becomes torchrun,
-which starts run_clm once per core; the workers know themselves by torchrun's variables.
+which starts run_clm once per core; the workers know themselves by torchrun's variables. On device cpu a job of
+several hosts has one worker on each.
 """
 
 from __future__ import annotations
@@ -10,15 +11,31 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from containers.contract import Paths, Resources, read_training_input
+from train import gloo
 
 CORES_PER_DEVICE = 2  # Trainium 1 and Inferentia 2; optimum-neuron 0.0.28 counts so, too (utils/cache_utils.py)
 PRECOMPILE_ENV = "RUN_NEURON_PARALLEL_COMPILE"  # the name SageMaker's training toolkit knows it by
+VISIBLE_CORES = "NEURON_RT_VISIBLE_CORES"
+# What the container was lent, read before torch_xla and torch_neuronx are imported: they set it for the worker.
+LENT = os.environ.get(VISIBLE_CORES, "")
 EXTRACT_ENV = "NEURON_EXTRACT_GRAPHS_ONLY"  # set by neuron_parallel_compile for its trial run
+# Of one core, operations a second: Trainium 1 has 190 TFLOPS in bf16 and 47.5 in fp32 on two
+# (https://aws.amazon.com/machine-learning/trainium/, AWS Neuron documentation, trn1 architecture).
+PEAK_FLOPS = {"bf16": 95e12, "fp32": 23.75e12}
 RENDEZVOUS_PORT = 41000  # as in AWS's multi-node examples
+# The workers of one host meet on loopback, at a port that is free. Not `--standalone`: torchrun would give them
+# getfqdn(gethostname()) for MASTER_ADDR (torch 2.1.2, elastic/agent/server/api.py, _set_master_addr_port). A
+# container of SageMaker calls itself "aws", which resolves to nothing, and all would wait for an address that nobody
+# has.
+ONE_HOST = ("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1")
+# SageMaker's training toolkit, which AWS's images have, brings a library whose gethostname() reads
+# resourceconfig.json (v4.8.3, c/gethostname.c); its MPI runner preloads it on every host (mpi.py, LD_PRELOAD).
+HOST_NAME_MODULE = "gethostname"
 
 # name -> (value, source). Flags of NEURON_CC_FLAGS are added to what the user gave; everything else is a default.
 COMPILER_FLAGS = {
@@ -86,41 +103,95 @@ def environment(arguments: Any, given: Mapping[str, str] | None = None) -> dict[
 
 
 def cores(given: Mapping[str, str], devices: Path = Path("/sys/class/neuron_device")) -> int:
-    """Workers on this host: NEURON_RT_NUM_CORES, else what the driver shows, else 1 (no accelerator: tests)."""
+    """Workers on this host: NEURON_RT_NUM_CORES, else NEURON_RT_VISIBLE_CORES, else what the driver shows, else 1
+    (no accelerator: tests)."""
     if given.get("NEURON_RT_NUM_CORES"):
         return int(given["NEURON_RT_NUM_CORES"])
+    if given.get(VISIBLE_CORES):
+        return len(numbers(given[VISIBLE_CORES]))
     return max(1, CORES_PER_DEVICE * len(list(devices.iterdir())) if devices.is_dir() else 1)
+
+
+def numbers(text: str) -> list[int]:
+    """The cores that NEURON_RT_VISIBLE_CORES names: "4", "0-3", "0-3,6". Raises ValueError."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        found += range(int(low), int(high or low) + 1)
+    return found
+
+
+def own_core(lent: str, local_rank: int) -> str:
+    """The core of a worker: the `local_rank`th of `lent`, which is NEURON_RT_VISIBLE_CORES ("4-5", "0,2-3", "").
+
+    Without a range the workers count from 0. Raises ValueError where there are fewer cores than workers.
+    """
+    if not lent:
+        return str(local_rank)
+    found = numbers(lent)
+    if local_rank >= len(found):
+        raise ValueError(
+            f"{VISIBLE_CORES}={lent} has {len(found)} cores, and this is worker {local_rank} (counted from 0): set "
+            f"NEURON_RT_NUM_CORES to {len(found)}"
+        )
+    return str(found[local_rank])
 
 
 def early_environment(who: Resources, given: Mapping[str, str]) -> dict[str, str]:
     """What must be there before torchrun starts its workers; a variable that the user has `given` is left alone."""
     wanted = {**ALWAYS}
-    if len(who.hosts) > 1 and who.instance_type in EFA_INSTANCES:
-        wanted |= EFA
+    if len(who.hosts) > 1:
+        wanted |= _own_name()
+        if who.instance_type in EFA_INSTANCES:
+            wanted |= EFA
     if given.get(PRECOMPILE_ENV) == "1":
         wanted |= PRECOMPILE
     return {name: value for name, (value, _) in wanted.items() if name not in given}
 
 
-def command(argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str) -> list[str]:
+def _own_name() -> dict[str, tuple[str, str]]:
+    """Every host of a job is called "aws", and collectives take processes on hosts of one name for neighbours: with
+    several hosts, gethostname() is to say algo-1, algo-2 and so on, as AWS's own entrypoint sees to
+    (deep-learning-containers 2.20.0, pytorch/training/common/start_with_right_hostname.sh)."""
+    found = find_spec(HOST_NAME_MODULE)
+    if found is None or not (found.origin or "").endswith(".so"):
+        return {}
+    return {"LD_PRELOAD": (str(found.origin), "SageMaker's training toolkit 4.8.3, mpi.py")}
+
+
+def command(
+    argv: list[str], given: Mapping[str, str], hosts: tuple[str, ...], host: str, device: str = "neuron"
+) -> list[str]:
     """torchrun over all hosts of the job; behind neuron_parallel_compile where the job is to compile only."""
-    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={cores(given)}"]
+    workers, port = (cores(given), RENDEZVOUS_PORT) if device == "neuron" else (1, gloo.port(given))
+    words = [sys.executable, "-u", "-m", "train.workers", f"--nproc_per_node={workers}"]
     if len(hosts) > 1:
         words += [f"--nnodes={len(hosts)}", f"--node_rank={hosts.index(host)}"]
-        words += [f"--master_addr={hosts[0]}", f"--master_port={RENDEZVOUS_PORT}"]
+        words += [f"--master_addr={hosts[0]}", f"--master_port={port}"]
     else:
-        words.append("--standalone")
+        words += ONE_HOST
     words += ["-m", "train.run_clm", *argv]
     return ["neuron_parallel_compile", *words] if given.get(PRECOMPILE_ENV) == "1" else words
 
 
+def device_of(argv: list[str]) -> str:
+    """What --device says, which has to be known before the flags that the device adds can be read."""
+    for word, following in zip(argv, [*argv[1:], ""]):  # noqa: B905 (3.10)
+        if word == "--device" or word.startswith("--device="):
+            return word.partition("=")[2] or following
+    return "neuron"
+
+
 def start_workers(argv: list[str]) -> None:
-    """Become torchrun where device neuron was asked for and this is no worker yet; otherwise return."""
-    device = argv[argv.index("--device") + 1] if "--device" in argv else "neuron"
-    if device != "neuron" or os.environ.get("TORCHELASTIC_RUN_ID"):
+    """Become torchrun where there are to be several workers and this is none yet; otherwise return."""
+    device = device_of(argv)
+    if os.environ.get("TORCHELASTIC_RUN_ID"):
         return
     who = read_training_input(Paths.from_environment()).resources
-    words = command(argv, os.environ, who.ordered_hosts, who.current_host)
+    if device != "neuron" and len(who.hosts) == 1:
+        return
+    words = command(argv, os.environ, who.ordered_hosts, who.current_host, device)
     print("launch:", " ".join(words), flush=True)
     sys.stdout.flush()
-    os.execvpe(words[0], words, {**os.environ, **early_environment(who, os.environ)})  # noqa: S606 (no shell, on purpose)
+    more = early_environment(who, os.environ) if device == "neuron" else gloo.environment(who, os.environ)
+    os.execvpe(words[0], words, {**os.environ, **more})  # noqa: S606 (no shell, on purpose)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from containers import families
 from train.data import DataError
 
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]  # (key, shape, dtype), by key
@@ -60,6 +61,16 @@ class Layout:
         return max(1, (self.world or 1) // (self.tensor * self.pipeline))
 
 
+def family_problems(layout: Layout, config: Any, lora: bool = False) -> tuple[list[str], str]:
+    """Why this device does not train the model's family so, and a line where nobody has tried it; the table of what
+    runs where is containers/families.json. For the device with static shapes; others take any family."""
+    if not layout.static:
+        return [], ""
+    kind = families.Dimensions.of(config).model_type
+    found = families.training_problems(kind, tensor=layout.tensor, pipeline=layout.pipeline, lora=lora)
+    return found, families.unknown_family(kind)
+
+
 def layout_problems(layout: Layout) -> list[str]:
     """What can be said without model and data, and has to be before upstream's arguments build a process group."""
     product, problems = layout.tensor * layout.pipeline, []
@@ -67,6 +78,12 @@ def layout_problems(layout: Layout) -> list[str]:
         problems.append(
             f"{layout.world} cores are no multiple of tensor_parallel_size {layout.tensor} x pipeline_parallel_size "
             f"{layout.pipeline}: use an instance with {product} cores or more, or smaller sizes"
+        )
+    if layout.tensor == 4 and layout.world is not None and not layout.world % product and layout.data % 8:
+        # It deals the cores of whole trn1.32xlarge out in fours of neighbours (parallel_layers/parallel_state.py).
+        problems.append(
+            f"neuronx-distributed 0.9.0 makes groups of 4 cores for 8 data-parallel workers at a time, and "
+            f"{layout.world} cores make {layout.data}: use tensor_parallel_size 2 or 8"
         )
     if layout.pipeline > 1:
         problems += _microbatch_problems(layout)
@@ -80,61 +97,12 @@ def layout_problems(layout: Layout) -> list[str]:
 
 def rule_problems(layout: Layout, config: Any, block_size: int) -> list[str]:
     """Dimensions of the model and of the rows that the layout does not divide. Sources: optimum-neuron 0.0.28."""
-    problems = layout_problems(layout)
-    if layout.tensor > 1:
-        problems += _tensor_problems(layout, config, block_size)
-    if layout.pipeline > 1:
-        problems += _pipeline_problems(layout, config)
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and block_size > longest:
-        problems.append(f"block_size {block_size} exceeds the model's {longest} positions: set block_size {longest}")
-    return problems
-
-
-def _tensor_problems(layout: Layout, config: Any, block_size: int) -> list[str]:
-    tensor, problems = layout.tensor, []
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    fits = ", ".join(str(n) for n in _sizes_that_fit(config)) or "1"
-    for what, count in (
-        ("attention heads", heads),
-        ("intermediate size", config.intermediate_size),
-        # Upstream goes on with an embedding on every core and says so in a warning; memory is then not what was
-        # planned, and the loss takes another path.
-        ("vocabulary", config.vocab_size),
-    ):
-        if count % tensor:
-            problems.append(
-                f"tensor_parallel_size {tensor} does not divide the model's {what} ({count}): use one of {fits}"
-            )
-    if shared % tensor and tensor % shared:
-        problems.append(
-            f"tensor_parallel_size {tensor} and the model's key-value heads ({shared}): neither divides the other; "
-            f"use one of {fits}"
-        )
-    if layout.sequence_parallel and block_size % tensor:
-        up = -(-block_size // tensor) * tensor
-        problems.append(
-            f"block_size {block_size} is no multiple of tensor_parallel_size {tensor}, which sequence parallelism "
-            f"needs: set block_size {up}, or disable_sequence_parallel true"
-        )
-    return problems
-
-
-def _sizes_that_fit(config: Any) -> list[int]:
-    """Tensor-parallel sizes that this model can be cut into; Trainium 1 has up to 32 cores."""
-    shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    divided = (config.num_attention_heads, config.vocab_size, config.intermediate_size)
-    return [n for n in range(1, 33) if not any(d % n for d in divided) and (not shared % n or not n % shared)]
-
-
-def _pipeline_problems(layout: Layout, config: Any) -> list[str]:
-    layers = config.num_hidden_layers
-    if layers % layout.pipeline == 0:
-        return []
-    fits = ", ".join(str(n) for n in range(1, min(layers, 32) + 1) if layers % n == 0)
+    size = families.Dimensions.of(config)
     return [
-        f"pipeline_parallel_size {layout.pipeline} does not divide the model's {layers} layers: use one of {fits}"
+        *layout_problems(layout),
+        *families.tensor_problems(size, layout.tensor, layout.sequence_parallel, block_size),
+        *families.pipeline_problems(size, layout.pipeline),
+        *families.position_problems(size, block_size),
     ]
 
 

@@ -7,6 +7,6 @@ datasets.py   the package's file -> train, validation and test channels
 djl.py        DJL Serving's jars
 """
 
-from harness.assets.catalog import DATA_SETS, MODELS, DataAsset, ModelAsset, Package
+from harness.assets.packages import DATA_SETS, MODELS, DataAsset, ModelAsset, Package
 
 __all__ = ["DATA_SETS", "MODELS", "DataAsset", "ModelAsset", "Package"]

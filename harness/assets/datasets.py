@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import unicodedata
@@ -13,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.assets.catalog import DataAsset
-from harness.assets.fetch import Progress, wheel
+from harness import files
+from harness.assets.packages import DataAsset, Progress, wheel
 from harness.errors import InvalidInput
 
 CHANNELS = ("train", "validation", "test")
@@ -105,12 +104,7 @@ def write_channels(
     out = {}
     for name, rows in channels.items():
         path = folder / name / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as handle:
-            for row in rows:
-                line = {"prompt": prompt.replace("{text}", row.text), "completion": labels[row.label]}
-                handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-        out[name] = path
+        lines = [{"prompt": prompt.replace("{text}", row.text), "completion": labels[row.label]} for row in rows]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        out[name] = files.write_text(path, text)
     return out

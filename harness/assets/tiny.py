@@ -8,13 +8,14 @@ vocabulary that two and four cores can share, a tokenizer of single bytes.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from array import array
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from harness import files
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD = 256, 512, 2, 4, 2, 64
 VOCABULARY = 264  # <eos>, 256 bytes, and filled up to a multiple of 8
@@ -47,24 +48,17 @@ CONFIG: dict[str, Any] = {
 def write(folder: Path, run_file: str) -> Path:
     """The model, its data and `run_file` (with "./model" and the files' names in it) in `folder`; the run file."""
     model = folder / "model"
-    model.mkdir(parents=True, exist_ok=True)
-    _write(model / "config.json", json.dumps(CONFIG, indent=2).encode())
-    _write(model / "generation_config.json", json.dumps({"eos_token_id": 0, "pad_token_id": 0}).encode())
-    _write(model / "tokenizer.json", json.dumps(_tokenizer()).encode())
-    _write(model / "tokenizer_config.json", json.dumps(_TOKENIZER_CONFIG).encode())
-    _write(model / "model.safetensors", _weights())
+    files.write_bytes(model / "config.json", json.dumps(CONFIG, indent=2).encode())
+    files.write_bytes(model / "generation_config.json", json.dumps({"eos_token_id": 0, "pad_token_id": 0}).encode())
+    files.write_bytes(model / "tokenizer.json", json.dumps(_tokenizer()).encode())
+    files.write_bytes(model / "tokenizer_config.json", json.dumps(_TOKENIZER_CONFIG).encode())
+    files.write_bytes(model / "model.safetensors", _weights())
     for name, count in ROWS.items():
         rows = [WORDS[i % 2] for i in range(count)]
         lines = [json.dumps({"prompt": f"{name[0]}{i} {word}:", "completion": a}) for i, (word, a) in enumerate(rows)]
-        _write(folder / f"{name}.jsonl", "\n".join(lines).encode())
-    _write(folder / "verify.toml", run_file.encode())
+        files.write_bytes(folder / f"{name}.jsonl", "\n".join(lines).encode())
+    files.write_bytes(folder / "verify.toml", run_file.encode())
     return folder / "verify.toml"
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Verbs about an AWS account: the profile, and the sweep by name."""
+"""Verbs about where things run: this machine, and the profile of an AWS account."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import output
-from harness.cli.runs import RegionFlag
+from harness.cli.runs import JsonFlag, RegionFlag
 
 
 def init(
@@ -20,40 +20,55 @@ def init(
     create: Annotated[bool, typer.Option("--create", help="Make bucket and role if missing.")] = False,
 ) -> None:
     """Write the profile: where requests go and as whom. Then ask AWS whether it fits."""
-    from harness import profile as profiles
-    from harness.platforms import setup
+    from harness.sagemaker import account as accounts
+    from harness.spec import profile as profiles
 
     wanted = {"account": account, "region": region, "role_arn": role_arn, "bucket": bucket}
     with output.reporter() as reporter:
-        profile = setup.propose(file, wanted)
+        profile = accounts.propose(file, wanted)
         where = profiles.save(profile, file)
         reporter.say(f"written: {where}")
-        setup.finish(profile, create, reporter.say)
+        accounts.finish(profile, create, reporter.say)
     output.out(str(where))
 
 
-def sweep(
-    prefix: Annotated[str, typer.Argument(help="Names that begin so.", metavar="PREFIX")],
-    region: Annotated[list[str] | None, typer.Option("--region", help="May be given more than once.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+def doctor(
+    run_file: Annotated[
+        Path | None,
+        typer.Argument(help="Whose instances quotas are asked for; tinyllama-imdb if left out.", metavar="[RUNFILE]"),
+    ] = None,
+    aws: Annotated[bool, typer.Option("--aws", help="Ask the account, too; nothing is made there.")] = False,
+    json: JsonFlag = False,
 ) -> None:
-    """List jobs, endpoints and models by name, whoever made them; delete them if you say so."""
-    from harness import profile as profiles
-    from harness.aws import Aws
-    from harness.errors import InvalidInput
-    from harness.platforms import ending, preflight
+    """Say what this machine has, with --aws also the account; what is missing for what, and the remedy."""
+    import json as encoder
 
-    if len(prefix) < 3:
-        raise InvalidInput("PREFIX needs at least three characters", "a shorter one fits what others have made")
-    profile = profiles.load()
-    aws = Aws(profile)
-    who = preflight.identity(aws, profile)
-    regions = region or list(dict.fromkeys([profile.region, profile.serving.region]))
-    found = ending.sweep_list(aws, prefix, regions)
-    if not found:
-        output.out(f"nothing begins with {prefix} in {', '.join(regions)}")
-        return
-    output.table(f"as {who}:", [(m.kind, m.name, m.region) for m in found], ("kind", "name", "region"))
-    if yes or typer.confirm(f"stop and delete these {len(found)}?", err=True):
-        with output.reporter() as reporter:
-            ending.sweep(aws, found, 5.0, reporter.say)
+    from harness import doctor as doctors
+    from harness.errors import InvalidInput, MissingPrerequisite
+    from harness.spec import runfile
+
+    if run_file is not None and not aws:
+        raise InvalidInput("a run file has no effect without --aws", hint="harness doctor --aws RUNFILE")
+    found = list(doctors.look())
+    if aws:
+        found += doctors.look_at_aws(runfile.load(runfile.find(run_file or Path("tinyllama-imdb"))))
+    if json:
+        output.out(encoder.dumps([check.to_json() for check in found], indent=2))
+    else:
+        for check in found:
+            state = "ok" if check.ok else "missing" if check.missing else "not here"
+            output.out(f"{state:9}{check.name}: {check.found}")
+            for word, text in (("for", check.needed_for), ("why", check.why), ("remedy", check.remedy)):
+                if text and not check.ok:
+                    output.out(f"         {word + ':':8}{text}")
+    if any(check.missing or (check.needed_for == doctors.RUNS_ON_AWS and not check.ok) for check in found):
+        raise typer.Exit(MissingPrerequisite.exit_code)
+
+
+def setup() -> None:
+    """Make the environments of trainer and handler and fetch the local server's jars; `run` does so when needed."""
+    from harness.run import platforms
+
+    with output.reporter() as reporter:
+        platforms.set_up("process", reporter.say)
+    output.out("set up")

@@ -31,7 +31,8 @@ def build(
     """Build the training and the serving image."""
     import time
 
-    from harness import engine, images, registry, stacks
+    from harness.images import build as images, engine, registry
+    from harness.spec import stacks
 
     chosen = stacks.get(stack or stacks.DEFAULT)
     engine.check(builds=True)
@@ -63,7 +64,8 @@ def push(
     ] = None,
 ) -> None:
     """Push the images to ECR and record their digests; prints name@digest."""
-    from harness import images, registry, stacks
+    from harness.images import build as images, registry
+    from harness.spec import stacks
 
     chosen = stacks.get(stack or stacks.DEFAULT)
     with output.reporter() as reporter:
@@ -76,7 +78,7 @@ def images(json: JsonFlag = False) -> None:
     """Show the images on this machine, and what was pushed."""
     import json as encoder
 
-    from harness import registry
+    from harness.images import registry
 
     found = registry.local_images()
     pushed = registry.pushed()

@@ -5,14 +5,16 @@ Imports are inside the verbs, so that `harness --help` loads neither pydantic no
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 import typer
 
 from harness import interrupts
-from harness.cli import account, doctor, endpoints, ends, images, local, output, runs, verify
-from harness.errors import HarnessError
+from harness.cli import account, cleanup, endpoints, images, local, output, rules, runs, verify
+from harness.errors import HarnessError, Interrupted
+from harness.paths import runs_dir
 
 app = typer.Typer(
     help="Fine-tune LLMs on AWS Trainium, serve them on Inferentia2; the same requests run on this machine.",
@@ -22,16 +24,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS: tuple[Callable[..., None], ...] = (
-    runs.plan,
-    runs.run,
-    runs.train,
-    endpoints.deploy,
-    endpoints.invoke,
-    endpoints.proxy,
+VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
+VERBS += (endpoints.proxy,)
+VERBS += (runs.ps, runs.logs, cleanup.down)
+VERBS += (rules.lint, rules.rules, rules.prices)
+VERBS += (
+    account.setup,
+    account.init,
+    cleanup.sweep,
+    account.doctor,
+    verify.verify,
+    images.build,
+    images.push,
+    images.images,
 )
-VERBS += (runs.ps, ends.logs, ends.down)
-VERBS += (account.init, account.sweep, doctor.doctor, verify.verify, images.build, images.push, images.images)
 for verb in VERBS:
     app.command()(verb)
 app.add_typer(local.app, name="local")
@@ -42,11 +48,25 @@ def main() -> None:
     interrupts.install()
     try:
         app(prog_name="harness")
-    except HarnessError as error:
-        interrupts.deaf()
+    except (HarnessError, Interrupted) as error:
+        interrupts.ignore_signals()
         output.problems(error.problems)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (`harness ps | head -1`); nothing more can be said.
         sys.stderr.close()
         sys.exit(0)
+    finally:
+        _say_what_is_billed()
+
+
+def _say_what_is_billed() -> None:
+    """One line while the records of this directory know something that AWS bills. Silent in a shell's completion."""
+    if "_HARNESS_COMPLETE" in os.environ or sys.stderr.closed:
+        return
+    if not any('"sagemaker"' in path.read_text(errors="replace") for path in runs_dir().glob("*/platform.json")):
+        return
+    from harness.run import spending
+
+    if text := spending.line():
+        output.note(text)

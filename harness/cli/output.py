@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from harness.errors import Problem
 
@@ -82,18 +81,6 @@ def write(text: str) -> None:
     """A piece of a result, without a line end."""
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def tail(path: Path, more: Callable[[], bool]) -> None:
-    """What is in `path`, and what is added to it as long as `more()`."""
-    with path.open("r", encoding="utf-8", errors="replace") as handle:
-        while True:
-            going_on = more()  # asked first: what was written before the end is still printed
-            while piece := handle.read(65536):
-                write(piece)
-            if not going_on:
-                return
-            time.sleep(0.3)
 
 
 def out(text: str) -> None:

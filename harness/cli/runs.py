@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from harness.cli import output
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_ids(incomplete: str) -> list[str]:
@@ -22,9 +19,9 @@ def run_ids(incomplete: str) -> list[str]:
 
 def run_files(incomplete: str) -> list[str]:
     """Shell completion: ready-made run files, runs, and .toml files here."""
-    from harness.paths import ROOT
+    from harness.paths import PACKAGE
 
-    names = [p.stem for p in sorted((ROOT / "harness" / "runs").glob("*.toml"))]
+    names = [p.stem for p in sorted((PACKAGE / "runs").glob("*.toml"))]
     names += [str(p) for p in sorted(Path().glob("*.toml"))]
     return [n for n in names if n.startswith(incomplete)] + run_ids(incomplete)
 
@@ -56,31 +53,87 @@ PlatformFlag = Annotated[
     str,
     typer.Option(
         "--platform",
-        help="Where: local (the API on this machine), ec2 (this Neuron host), sagemaker. Without it: by direct call.",
+        help="Where: local (this machine, the default), ec2 (this Neuron host), sagemaker (AWS).",
         metavar="NAME",
-        autocompletion=lambda incomplete: [n for n in ("local", "ec2", "sagemaker") if n.startswith(incomplete)],
+        autocompletion=lambda: ["local", "ec2", "sagemaker"],
+    ),
+]
+MaxCostFlag = Annotated[
+    str,
+    typer.Option(
+        "--max-cost",
+        help="What it may cost at most: refused beforehand, kept by MaxRuntime and expiry.",
+        metavar="USD",
     ),
 ]
 RegionFlag = Annotated[str, typer.Option("--region", help="Instead of the profile's.", metavar="REGION")]
 
 
-def plan(run_file: RunFileArg, platform: PlatformFlag = "", region: RegionFlag = "", json: JsonFlag = False) -> None:
-    """Check a run file and show its requests."""
-    from harness import checks, plan as plans, runfile, stacks
-    from harness.platforms import targets
+def plan(
+    run_file: RunFileArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
+    json: JsonFlag = False,
+    what_if: Annotated[
+        str,
+        typer.Option("--what-if", help="Compare settings: fit, time, cost of each value.", metavar="KEY=A,B,C"),
+    ] = "",
+    requests: Annotated[bool, typer.Option("--requests", help="Show the requests and derived values only.")] = False,
+) -> None:
+    """Check a run file: whether it fits, how long it takes, what it costs, and the requests it makes."""
+    import json as encoder
 
-    stack = stacks.get(stacks.DEFAULT)
-    run = checks.load(runfile.find(run_file), stack)
-    made = plans.make(run, stack, targets.choose(platform, region).profile, f"{run.name}-RUN")
-    if json:
-        output.out(made.to_json())
+    from harness.cli import forecast as shown
+    from harness.errors import InvalidInput
+    from harness.run import forecast, platforms
+    from harness.spec import checks, plan as plans, runfile, stacks
+
+    stack, path = stacks.get(stacks.DEFAULT), runfile.find(run_file)
+    run = checks.load(path, stack)
+    profile = platforms.choose(platform, region).profile
+    if what_if:
+        key, variants = forecast.variants(path, run, stack, profile, what_if)
+        if json:
+            rows = [
+                {"value": v.value, "problem": v.problem} | (shown.to_dict(v.forecast) if v.forecast else {})
+                for v in variants
+            ]
+            output.out(encoder.dumps({"key": key, "variants": rows}, indent=2))
+        else:
+            shown.compare(key, variants)
         return
+    made = plans.make(run, stack, profile, f"{run.name}-RUN")
+    found = forecast.of(path, run, stack, profile)
+    if json:
+        output.out(encoder.dumps(encoder.loads(made.to_json()) | {"forecast": shown.to_dict(found)}, indent=2))
+    else:
+        if not requests:
+            output.out(f"{run.name}: fit, time and price (stack {made.stack}, {profile.region})")
+            output.out("")
+            shown.show(found)
+        _show_requests(run.name, made)
+    if found.problems:
+        raise InvalidInput.of(found.problems)
+
+
+def _show_requests(name: str, made: Any) -> None:
+    from harness.cli.forecast import columns
+    from harness.spec import plan as plans
+
     rows = [(op, next(str(v) for k, v in req.items() if k.endswith("Name"))) for op, req in plans.requests_of(made)]
-    output.table(f"{run.name}: requests, in order (stack {made.stack})", rows, ("operation", "name"))
-    output.out("")
-    output.table("hyperparameters", sorted(made.create_training_job["HyperParameters"].items()), ("name", "value"))
-    output.out("")
-    output.table("derived", [(d.name, d.value, d.reason) for d in made.derived], ("name", "value", "because"))
+    output.out(f"{name}: requests, in order (stack {made.stack})")
+    parameters = sorted(made.create_training_job["HyperParameters"].items())
+    derived = [(d.name, d.value, d.reason) for d in made.derived]
+    for title, table, header in (
+        ("", rows, ("operation", "name")),
+        ("hyperparameters", parameters, ("name", "value")),
+        ("derived", derived, ("name", "value", "because")),
+    ):
+        if title:
+            output.out("")
+            output.out(title)
+        for line in columns(table, header):
+            output.out(line)
 
 
 def run(
@@ -89,44 +142,45 @@ def run(
     region: RegionFlag = "",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
     executor: ExecutorFlag = "",
+    max_cost: MaxCostFlag = "",
     json: JsonFlag = False,
 ) -> None:
     """Train, serve, measure, report, take down."""
-    from harness import executors
-    from harness.cli.result import show
-    from harness.platforms import steps
-    from harness.platforms.meter import Meter
+    from harness.run import platforms, steps
+    from harness.run.report import Meter
 
-    executors.check_name(executor)
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, True, platform, region)
+        started = steps.start_or_continue(run_file, True, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "run", reporter, executor) as there:
-            result = None if keep else started.record.read_json("result.json")
-            if result is None:
-                with Meter() as meter:
+        result = None if keep else started.record.read_json("result.json")
+        if result is None:
+            where = platforms.of(started.record).platform
+            with steps.working_on(started.record, "run", reporter) as client:
+                with Meter(lambda: platforms.processes(where)) as meter:
                     with meter.phase("train"):
-                        steps.train(started, there, reporter)
-                    result = steps.measure(started, there, meter, reporter, keep)
-                steps.finish(started.record, there, result, meter)
-    show(started.record, result, json)
+                        steps.train(started, client, reporter)
+                    result = steps.measure(started, client, meter, reporter, keep)
+                steps.finish(started.record, client, result, meter)
+    _show_result(started.record.path, result, json)
     if keep and not json:
         output.out(f"the endpoint stays: harness invoke --run {started.record.id} PROMPT; then: harness down")
 
 
 def train(
-    run_file: StartArg, platform: PlatformFlag = "", region: RegionFlag = "", executor: ExecutorFlag = ""
+    run_file: StartArg,
+    platform: PlatformFlag = "",
+    region: RegionFlag = "",
+    executor: ExecutorFlag = "",
+    max_cost: MaxCostFlag = "",
 ) -> None:
     """Run the training job alone; prints the run's id."""
-    from harness import executors
-    from harness.platforms import steps
+    from harness.run import steps
 
-    executors.check_name(executor)
     with output.reporter() as reporter:
-        started = steps.start_or_continue(run_file, False, platform, region)
+        started = steps.start_or_continue(run_file, False, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
-        with steps.working_on(started, "train", reporter, executor) as there:
-            steps.train(started, there, reporter)
+        with steps.working_on(started.record, "train", reporter) as client:
+            steps.train(started, client, reporter)
     output.out(started.record.id)
 
 
@@ -134,7 +188,7 @@ def ps(json: JsonFlag = False) -> None:
     """Show runs and endpoints."""
     import json as encoder
 
-    from harness.platforms import status
+    from harness.run import status
 
     found = status.overview()
     if json:
@@ -144,8 +198,54 @@ def ps(json: JsonFlag = False) -> None:
     for item in found:
         accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.1f} %"
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
-        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown))
+        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown, item.cost))
     if rows:
-        output.table("", rows, ("run", "platform", "training", "accuracy", "endpoints"))
+        header = ("run", "platform", "training", "accuracy", "endpoints", "cost")
+        costs = any(item.cost for item in found)
+        output.table("", [row if costs else row[:-1] for row in rows], header if costs else header[:-1])
     else:
         output.out("no runs here; start one: harness run RUNFILE")
+
+
+def logs(
+    run_id: RunArg = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job or endpoint ends.")] = False,
+    endpoint: Annotated[str, typer.Option(help="An endpoint's log instead: base or tuned.", metavar="WHICH")] = "",
+) -> None:
+    """Print a run's log."""
+    from harness import record as records
+    from harness.errors import InvalidInput
+    from harness.run import status
+
+    if endpoint not in ("", "base", "tuned"):
+        raise InvalidInput(f"--endpoint {endpoint}", hint="base or tuned")
+    for line in status.log_lines(records.find(run_id), endpoint, follow):
+        output.out(line)
+
+
+def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
+    """The table that ends a run, and where the rest is."""
+    import json as encoder
+
+    if as_json:
+        output.out(encoder.dumps(result, indent=2))
+        return
+    accuracy, unparsable = result["accuracy"], result["unparsable"]
+    rows = [("always the most frequent answer", _percent(accuracy["majority"]), "")]
+    for which, name in (("base", "before fine-tuning"), ("tuned", "after fine-tuning")):
+        if which in accuracy:
+            rows.append((name, _percent(accuracy[which]), f"{_percent(unparsable[which])} without a label"))
+    if "gain" in accuracy:
+        low, high = accuracy["gain_ci95"]
+        interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        rows.append(("gain, points", f"{100 * accuracy['gain']:+.1f}", interval))
+    title = f"accuracy on {accuracy['rows']} held-out examples, through the endpoint"
+    output.table(title, rows, ("", "accuracy", ""))
+    seconds = result["seconds"]
+    phases = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items() if name != "total")
+    output.out(f"\n{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")
+    output.out(f"report: {folder / 'report.html'}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

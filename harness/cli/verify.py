@@ -11,7 +11,7 @@ from harness.cli import output
 from harness.cli.runs import JsonFlag, PlatformFlag
 
 if TYPE_CHECKING:
-    from harness.platforms.verify_jobs import Jobs
+    from harness.verify.jobs import Jobs
 
 
 def verify(
@@ -29,8 +29,8 @@ def verify(
     import json as encoder
 
     from harness.errors import InvalidInput
-    from harness.platforms import verify as verification, verify_jobs, verify_report
-    from harness.platforms.verify_bench import Budget
+    from harness.verify import jobs as verify_jobs, report as verify_report, verification
+    from harness.verify.bench import Budget
 
     chosen = verification.choose(device, platform)
     share, budget = 1.0, Budget()

@@ -1,6 +1,7 @@
 """How long training takes on this machine's processor, before it starts.
 
-Rates are measured, not modelled (docs/status.md): SmolLM2-135M with the run file of the demo. They say what to expect
+Rates are measured, not modelled (docs/internals/measurements.md): SmolLM2-135M with the run file of the demo. They
+say what to expect
 of that model alone; another one scales with its parameters, which are not known before it is downloaded.
 """
 

@@ -11,16 +11,16 @@ from dataclasses import replace
 
 from containers import contract
 from containers.contract import Paths
-from harness import cores as splitting, neuron_host
-from harness.cores import Cores
 from harness.errors import MissingPrerequisite
-from harness.executors import docker
-from harness.executors.docker import User, alive, check_environment, pids, poll, remove, stop, sweep
+from harness.executors import docker, neuron_host, neuron_host as splitting
+from harness.executors.docker import User, alive, check_environment, kill_largest, pids, poll, remove, stop, sweep
+from harness.executors.neuron_host import Cores, Host
 from harness.executors.spec import ContainerSpec, Handle
-from harness.neuron_host import CORES_PER_DEVICE, Host
+from harness.spec import instances
+from harness.spec.instances import CORES_PER_DEVICE
 from serve.options import DJL_NAMES
 
-__all__ = ["alive", "check_environment", "pids", "poll", "remove", "start", "stop", "sweep"]
+__all__ = ["alive", "check_environment", "kill_largest", "pids", "poll", "remove", "start", "stop", "sweep"]
 
 TP_DEGREE = f"OPTION_{DJL_NAMES['tp_degree'].upper()}"
 
@@ -63,7 +63,7 @@ def needed(spec: ContainerSpec) -> int:
     if spec.port is not None:
         return int(spec.environment.get(TP_DEGREE, 1))
     instance = contract.read_training_input(Paths(spec.base)).resources.instance_type
-    return neuron_host.INSTANCE_CORES.get(instance, 0)
+    return instances.CORES.get(instance, 0)
 
 
 def in_use(host: Host, users: Sequence[User]) -> dict[int, str]:

@@ -21,7 +21,7 @@ import psutil
 from containers import contract
 from harness.errors import MissingPrerequisite, NotStarted
 from harness.executors.spec import MARKER, ContainerSpec, Handle
-from harness.paths import ROOT, python_of
+from harness.paths import PRODUCT, environment as environment_of, python_of
 
 # What a container inherits of the host's network set-up: without these a proxy or a company CA blocks the hub.
 PASSED_ON = (
@@ -33,7 +33,8 @@ PASSED_ON = (
     "HF_TOKEN",
     "HF_ENDPOINT",
 )
-STAND_IN = ROOT / "tests" / "neuron" / "shim"
+# Names a directory with stand-ins for the packages that are published for Neuron hosts only: role neuron needs it.
+STAND_IN_ENV = "NEURON_HARNESS_STAND_INS"
 
 
 def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
@@ -46,7 +47,7 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(PRODUCT),
         contract.BASE_ENV: str(spec.base),
         contract.DEVICE_ENV: "cpu",
         MARKER: spec.name,
@@ -56,8 +57,9 @@ def environment(spec: ContainerSpec, scratch: Path) -> dict[str, str]:
     else:
         env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     if spec.role == "neuron":
-        # The packages that are published for Neuron hosts only have stand-ins there; everything else is real.
-        env.update(PYTHONPATH=os.pathsep.join([str(STAND_IN), str(ROOT)]), PJRT_DEVICE="CPU", OMP_NUM_THREADS="1")
+        # The packages that are published for Neuron hosts only have stand-ins; everything else is real.
+        stand_ins = os.environ[STAND_IN_ENV]
+        env.update(PYTHONPATH=os.pathsep.join([stand_ins, str(PRODUCT)]), PJRT_DEVICE="CPU", OMP_NUM_THREADS="1")
     if spec.port is not None:
         env[contract.PORT_ENV] = str(spec.port)
         env[contract.LOOPBACK_ENV] = "1"
@@ -81,12 +83,15 @@ def scratch_of(name: str) -> Path:
 
 def check_environment(role: str) -> None:
     """Raises MissingPrerequisite where the environment of `role` is missing or its set-up was interrupted."""
-    folder = python_of(role).parent.parent
+    folder = environment_of(role)
     if not folder.is_dir():
-        raise MissingPrerequisite(f"{folder.name} is not set up", hint="run: make setup")
+        raise MissingPrerequisite(f"the environment {folder.name} is not set up", hint="run: harness setup")
     if not (folder / "setup-complete").exists():
         why = "its set-up was interrupted: packages may be missing"
-        raise MissingPrerequisite(f"{folder.name} is half installed", why, "run: make setup")
+        raise MissingPrerequisite(f"the environment {folder.name} is half installed", why, "run: harness setup")
+    if role == "neuron" and not os.environ.get(STAND_IN_ENV):
+        why = f"the training image's Neuron packages run here on XLA:CPU, with stand-ins that {STAND_IN_ENV} names"
+        raise MissingPrerequisite("this machine has no Neuron device", why, "in a checkout: make test-neuron sets it")
 
 
 def start(spec: ContainerSpec) -> Handle:

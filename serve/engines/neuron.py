@@ -1,11 +1,12 @@
 """Engine `neuron`: transformers-neuronx 0.12 with continuous batching. The only file that imports it.
 
 The scheduler decides what each graph execution computes; this file sends it. How the library takes what it is sent
-was recorded from its source: tests/tnx/table.json, docs/neuron-serving.md.
+was recorded from its source: tests/tnx/table.json, docs/internals/neuron-serving.md.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from containers.artifact import CompileKey, find_compiled, sha256_of
+from containers.artifact import ArtifactError, CompileKey, find_compiled, sha256_of
+from containers.families import serving_problems
+from serve.compilers import to_device
 from serve.engines.common import end_tokens, repetition_penalty
 from serve.options import ServeOptions
 from serve.scheduler import Shapes, Step, shapes
@@ -78,14 +81,16 @@ def load(model_dir: Path, options: ServeOptions) -> NeuronEngine:
         description = "engine neuron: compiled at start"
     else:
         description = f"engine neuron: compiled graphs from {compiled}"
-        model.load(str(compiled))  # before to_neuron, which compiles unless a directory is set
-    model.to_neuron()
+    to_device(model, compiled)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     return NeuronEngine(model, tokenizer, model_dir, options, f"{description}; {options.dtype}, sampling on the host")
 
 
 def build(model_dir: Path, options: ServeOptions) -> Any:
     """The model with its shapes, weights not yet on the device. Safetensors (whole or sharded), split or pickled."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    if wrong := serving_problems(config, tp_degree=options.tp_degree, n_positions=options.n_positions):
+        raise ArtifactError("; ".join(wrong))
     move_cache(model_dir, os.environ)
     # Imported once the environment is right: the compiler's cache reads it.
     import transformers_neuronx as tnx  # type: ignore[import-not-found, unused-ignore]

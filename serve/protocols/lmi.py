@@ -31,9 +31,6 @@ from serve.protocols.body import (
 )
 from serve.request import Answer, Parameters, Piece, Request, TokenLogprob
 
-__all__ = ["Generation", "Parameters", "parse"]
-Generation = Answer  # the engines' name of it
-
 LOWEST_LOGPROB = -9999.0
 """In place of minus infinity, which JSON does not have; OpenAI's value for a token that cannot be."""
 

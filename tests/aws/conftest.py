@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.aws import Aws
-from harness.emulator.control import Server
-from harness.platforms import setup
-from harness.profile import Profile
+from harness.aws.session import Aws
+from harness.local.control import Server
 from harness.record import Record
+from harness.sagemaker import account as setup
+from harness.spec.profile import Profile
 from tests.emulator.conftest import client, server
 from tests.emulator.requests import Requests
 
@@ -45,6 +45,16 @@ def profile(moto_url: str, _fence: None) -> Iterator[Profile]:
     setup.create(Aws(made), made, lambda _: None)
     yield made
     urllib3.request("POST", f"{moto_url}/moto-api/reset")
+
+
+@pytest.fixture
+def standard_chain(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials and addresses as boto3 finds them by itself, as on a host of that account."""
+    for name, value in {"ACCESS_KEY_ID": "testing", "SECRET_ACCESS_KEY": "testing", "ENDPOINT_URL": moto_url}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from harness import profile as profiles, registry
-from harness.aws import Aws
+from harness.aws.session import Aws
 from harness.errors import HarnessError, InvalidInput, MissingPrerequisite, Refused
-from harness.platforms import preflight, setup
-from harness.profile import Profile
-from harness.runfile import RunFile
+from harness.images import registry
+from harness.sagemaker import account as setup, preflight
+from harness.spec import profile as profiles
+from harness.spec.profile import Profile
+from harness.spec.runfile import RunFile
 
 RUN = RunFile.model_validate({"name": "x", "model": {"id": "a/b"}, "data": {"id": "c/d"}})
 
@@ -132,7 +133,7 @@ def test_what_was_pushed_from_here_goes_before_what_is_newer(aws: Aws, profile: 
 def test_a_refusal_says_what_why_and_what_now(code: str, said: str, hint: str) -> None:
     from botocore.exceptions import ClientError
 
-    from harness.awserrors import refusal
+    from harness.aws.errors import refusal
 
     error = refusal(
         ClientError({"Error": {"Code": code, "Message": "because"}}, "CreateModel"),

@@ -6,279 +6,201 @@ One local SageMaker for all of them, as `harness local up` starts it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.chain.conftest import ROOT, in_train_environment, write_tiny_run
-from tests.chain.test_chain import left_over
+from tests.aws.commands import Commands, interrupted, killed, refused
+from tests.chain.conftest import in_train_environment
 
-pytestmark = [pytest.mark.server, pytest.mark.aws]  # two minutes: not in `make test`
-SLOW = 1500  # steps: more than any of these tests waits for
+pytestmark = [pytest.mark.server, pytest.mark.aws, pytest.mark.timeout(1500)]  # not in `make test`
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    made = tmp_path_factory.mktemp("commands")
-    in_train_environment("-m", "tests.chain.make_tiny_model", str(made / "tiny"))
-    write_tiny_run(made / "tiny", made)
-    text = (made / "tiny.toml").read_text()
-    (made / "slow.toml").write_text(text.replace('"tiny"', '"slow"').replace("max_steps = 60", f"max_steps = {SLOW}"))
-    assert harness(made, "local", "up").returncode == 0
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    made = Commands(tmp_path_factory.mktemp("commands"))
+    in_train_environment("-m", "tests.chain.make_tiny_model", str(made.folder / "tiny"), timeout=600)
+    made.write_run_files(made.folder / "tiny")
+    assert made("local", "up").returncode == 0
     yield made
-    ended = harness(made, "local", "down")
+    ended = made("local", "down")
     assert ended.returncode == 0, ended.stderr
-    assert left_over() == []
+    assert made.left_over() == []
 
 
 @pytest.fixture(autouse=True)
-def _clean(folder: Path) -> Iterator[None]:
+def _clean(harness: Commands) -> Iterator[None]:
     """Every test leaves nothing running, and its successor finds no fault of it."""
     yield
-    harness(folder, "local", "fault", "--clear")
-    harness(folder, "down", "--all")
-    assert there(folder) == []
-    assert left_over() == []
+    harness("local", "fault", "--clear")
+    harness("down", "--all")
+    assert harness.there() == []
+    assert harness.left_over() == []
 
 
-def command(*words: str) -> list[str]:
-    return [str(ROOT / ".venv" / "bin" / "python"), "-m", "harness", *words]
+def test_a_signal_stops_the_job_with_a_checkpoint_and_the_run_goes_on_from_it(harness: Commands) -> None:
+    argument, saved, names = "slow.toml", "", []
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        err = interrupted(harness.started("train", argument, until="loss"), signum, code)
+        run_id = argument = harness.newest("slow")
+        names.append(run_id if not names else f"{run_id}-r{len(names) + 1}")
+        log = (harness.record(run_id) / "logs" / "train.log").read_text()
+        if saved:
+            assert f"resuming from checkpoint-{saved}\n" in log
+        found = re.search(r"error: interrupted; training stands at step (\d+), saved", err)
+        assert found, err
+        saved = found[1]
+        assert f"hint: go on: harness train {run_id}" in err
+        assert f"after step {saved}; checkpoint saved" in log, "the log is whole"
+        assert harness.there() == []
+        assert harness.left_over() == []
+        row = harness.shown(run_id)
+        assert (row["platform"], row["training"]) == ("local", "Stopped")
+    assert harness.created(run_id) == dict.fromkeys(names, 1)
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "HARNESS_RUNS_DIR": str(folder / ".runs"), "PYTHONPATH": str(ROOT)}
-
-
-def harness(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*words),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def started(folder: Path, *words: str, until: str, stream: str = "stderr") -> subprocess.Popen[str]:
-    """The command, running, as soon as it has printed `until`."""
-    child = subprocess.Popen(
-        command(*words),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    source, seen = getattr(child, stream), ""
-    while until not in seen:
-        line = source.readline()
-        assert line, f"ended before it said {until!r}:\n{seen}"
-        seen += line
-    return child
-
-
-def interrupted(child: subprocess.Popen[str], signum: int, code: int) -> str:
-    child.send_signal(signum)
-    child.send_signal(signum)  # somebody is impatient
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == code, out + err
-    assert "Traceback" not in err
-    return err
-
-
-def newest(folder: Path, name: str) -> str:
-    return max(p.name for p in (folder / ".runs").glob(f"{name}-2*"))
-
-
-def created(folder: Path, run_id: str) -> Counter[str]:
-    lines = (folder / ".runs" / run_id / "ledger.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines]
-    return Counter(e["name"] for e in events if e["event"] == "created")
-
-
-def there(folder: Path) -> list[str]:
-    """What the local SageMaker has of endpoints, configurations, models and running jobs, by its own files."""
-    found = []
-    for kind in ("endpoints", "endpoint-configs", "models", "training-jobs"):
-        for path in (folder / ".local" / "sagemaker" / kind).rglob("*.json"):
-            if kind != "training-jobs" or '"InProgress"' in path.read_text():
-                found.append(f"{kind}/{path.stem}")
-    return found
-
-
-def shown(folder: Path, run_id: str) -> dict[str, object]:
-    rows = json.loads(harness(folder, "ps", "--json").stdout)
-    (row,) = [row for row in rows if row["run"] == run_id]
-    return dict(row)
-
-
-def test_ctrl_c_detaches_and_the_job_is_followed_again(folder: Path) -> None:
-    child = started(folder, "train", "slow.toml", "--platform", "local", until="loss")
-    err = interrupted(child, signal.SIGINT, 130)
-    run_id = newest(folder, "slow")
-    assert f"error: detached; training job {run_id} goes on in us-west-2" in err
-    assert f"hint: follow it: harness train {run_id}; stop it: harness down {run_id}" in err
-    row = shown(folder, run_id)
-    assert (row["platform"], row["training"]) == ("local", "Training")
-
-    log = started(folder, "logs", "-f", run_id, until="step=", stream="stdout")
+def test_who_reads_a_log_does_not_stop_the_job(harness: Commands) -> None:
+    child = harness.started("train", "slow.toml", until="loss")
+    run_id = harness.newest("slow")
+    log = harness.started("logs", "-f", run_id, until="step=", stream="stdout")
     interrupted(log, signal.SIGINT, 130)
-    assert shown(folder, run_id)["training"] == "Training", "who reads a log does not stop the job"
+    assert harness.shown(run_id)["training"] == "Training"
+    interrupted(child, signal.SIGINT, 130)
 
-    again = started(folder, "train", run_id, until="loss")
-    err = interrupted(again, signal.SIGTERM, 143)
-    assert f"detached; training job {run_id} goes on" in err
-    assert created(folder, run_id) == {run_id: 1}
 
-    down = harness(folder, "down", run_id)
+def test_a_killed_verb_leaves_the_job_which_is_followed_again(harness: Commands) -> None:
+    killed(harness.started("train", "slow.toml", until="loss"))
+    run_id = harness.newest("slow")
+    assert harness.shown(run_id)["training"] == "Training"
+    killed(harness.started("train", run_id, until="loss"))
+    assert harness.created(run_id) == {run_id: 1}
+    down = harness("down", run_id)
     assert (down.returncode, down.stdout) == (0, f"deleted: {run_id}\n"), down.stderr
     assert "stopping, with time for its checkpoint" in down.stderr
-    assert shown(folder, run_id)["training"] == "Stopped"
-    assert harness(folder, "down", run_id).stdout == "nothing to delete\n"
+    assert harness.shown(run_id)["training"] == "Stopped"
+    assert harness("down", run_id).stdout == "nothing to delete\n"
 
 
-def test_a_detached_job_comes_to_its_end_and_its_log_is_whole(folder: Path) -> None:
-    child = started(folder, "run", "tiny.toml", "--platform", "local", until="Training")
-    err = interrupted(child, signal.SIGHUP, 129)
-    run_id = newest(folder, "tiny")
-    assert f"harness train {run_id}" in err
-    log = harness(folder, "logs", "--follow", run_id)
+def test_a_job_that_nobody_follows_comes_to_its_end_and_its_log_is_whole(harness: Commands) -> None:
+    killed(harness.started("run", "tiny.toml", until="Training"))
+    run_id = harness.newest("tiny")
+    log = harness("logs", "--follow", run_id)
     assert log.returncode == 0, "it ends with the job"
-    done = harness(folder, "run", run_id, "--json")
+    done = harness("run", run_id, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"]["tuned"] == 1.0
-    assert created(folder, run_id)[run_id] == 1
-    steps = re.findall(
-        r"^step=\d+/60 loss=", (folder / ".runs" / run_id / "logs" / "train.log").read_text(), re.MULTILINE
-    )
-    assert len(steps) == len(set(steps)) == 12, "each line once"
-    assert steps == re.findall(r"^step=\d+/60 loss=", log.stdout, re.MULTILINE)
-    assert there(folder) == [], "run takes down what it made"
+    assert harness.created(run_id)[run_id] == 1
+    assert harness.steps(run_id) == list(range(5, 65, 5)), "each line once"
+    assert [int(n) for n in re.findall(r"^step=(\d+)/60 loss=", log.stdout, re.MULTILINE)] == list(range(5, 65, 5))
+    assert harness.there() == [], "run takes down what it made"
 
     # The same trained run for what needs an endpoint: expiry, age, everything.
-    deployed = harness(folder, "deploy", run_id, "--ttl", "1s")
+    deployed = harness("deploy", run_id, "--ttl", "0s")
     assert deployed.returncode == 0, deployed.stderr
-    based = harness(folder, "deploy", run_id, "--base")
+    based = harness("deploy", run_id, "--base")
     assert based.returncode == 0, based.stderr
-    time.sleep(1)
-    assert harness(folder, "down", "--older-than", "1h").stdout == "nothing to delete\n"
-    expired = harness(folder, "down", "--expired")
+    assert harness("down", "--older-than", "1h").stdout == "nothing to delete\n"
+    expired = harness("down", "--expired")
     assert expired.stdout == f"deleted: {run_id}-tuned\n", expired.stderr
-    assert sorted(there(folder)) == [f"{kind}/{run_id}-base" for kind in ("endpoint-configs", "endpoints", "models")]
-    assert harness(folder, "down", "--expired").stdout == "nothing to delete\n"
-    log = started(folder, "logs", "-f", "--endpoint", "base", run_id, until="handler ready", stream="stdout")
-    old = harness(folder, "down", "--older-than", "1s")
+    kinds = ("endpoint-configs", "endpoints", "models")
+    assert sorted(harness.there()) == [f"{kind}/{run_id}-base" for kind in kinds]
+    assert harness("down", "--expired").stdout == "nothing to delete\n"
+    log = harness.started("logs", "-f", "--endpoint", "base", run_id, until="handler ready", stream="stdout")
+    old = harness("down", "--older-than", "1s")
     assert old.stdout == f"deleted: {run_id}-base\n", old.stderr
-    log.communicate(timeout=30)
+    log.communicate(timeout=600)
     assert log.returncode == 0, "it ends with the endpoint"
-    assert harness(folder, "down", "--all").stdout == "nothing to delete\n"
-    both = harness(folder, "down", run_id, "--all")
+    assert harness("down", "--all").stdout == "nothing to delete\n"
+    both = harness("down", run_id, "--all")
     assert both.returncode == 3
     assert "give one of RUN, --all, --older-than and --expired" in both.stderr
 
 
-def test_term_while_an_endpoint_is_made_deletes_it(folder: Path) -> None:
-    trained = harness(folder, "train", "tiny.toml", "--platform", "local")
+def test_term_while_an_endpoint_is_made_deletes_it(harness: Commands) -> None:
+    trained = harness("train", "tiny.toml")
     assert trained.returncode == 0, trained.stderr
     run_id = trained.stdout.strip()
-    child = started(folder, "deploy", run_id, until="Creating")
-    time.sleep(1)  # its container is starting
+    child = harness.started("deploy", run_id, until="Creating")
+    while not harness.left_over():  # its container starts
+        time.sleep(0.05)
     err = interrupted(child, signal.SIGTERM, 143)
     assert f"go on: harness deploy {run_id}" in err
-    assert there(folder) == []
+    assert harness.there() == []
 
 
-def fault(folder: Path, *words: str) -> None:
-    done = harness(folder, "local", "fault", *words)
+def fault(harness: Commands, *words: str) -> None:
+    done = harness("local", "fault", *words)
     assert done.returncode == 0, done.stderr
 
 
-def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
-    """One message with the reason and what to do, and the exit code of its class."""
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("error: ") == 1, done.stderr
-    assert done.stderr.count("hint: ") == 1, done.stderr
-    for text in said:
-        assert text in done.stderr
-
-
-def test_what_is_refused_before_anything_runs_ends_at_once_and_the_same_run_goes_on(folder: Path) -> None:
+def test_what_is_refused_before_anything_runs_ends_at_once_and_the_same_run_goes_on(harness: Commands) -> None:
     create = ("--operation", "CreateTrainingJob")
-    fault(folder, "expired-token", *create)
-    first = harness(folder, "train", "tiny.toml", "--platform", "local")
+    fault(harness, "expired-token", *create)
+    first = harness("train", "tiny.toml")
     refused(first, 10, "the AWS credentials have expired", "aws sso login")
-    run_id = newest(folder, "tiny")
-    fault(folder, "access-denied", *create)
-    refused(harness(folder, "train", run_id), 10, "create_training_job in us-west-2: access denied", "docs/aws.md")
-    fault(folder, "quota")
-    refused(harness(folder, "train", run_id), 10, "a quota of the account is used up", "Service Quotas")
-    assert created(folder, run_id) == {}
-    fault(folder, "throttling", *create, "--times", "2")
-    fault(folder, "capacity", "--times", "3")
-    done = harness(folder, "train", run_id)
+    run_id = harness.newest("tiny")
+    fault(harness, "access-denied", *create)
+    refused(harness("train", run_id), 10, "create_training_job in us-west-2: access denied", "docs/aws.md")
+    fault(harness, "quota")
+    refused(harness("train", run_id), 10, "a quota of the account is used up", "Service Quotas")
+    assert harness.created(run_id) == {}
+    fault(harness, "throttling", *create, "--times", "2")
+    fault(harness, "capacity", "--times", "3")
+    done = harness("train", run_id)
     refused(done, 5, "CapacityError", 'compute: "ml.trn1.32xlarge", or another region')
     assert done.stderr.count("no capacity in us-west-2; attempt ") == 2
-    assert sorted(created(folder, run_id)) == [run_id, f"{run_id}-r2", f"{run_id}-r3"]
-    assert there(folder) == []
-    fault(folder, "expired-token", "--operation", "DescribeTrainingJob", "--name", f"{run_id}-r4")
-    refused(harness(folder, "train", run_id), 10, "have expired")
-    assert shown(folder, run_id)["training"] == "Failed"
-    assert harness(folder, "down", run_id).stdout == "nothing to delete\n"
+    assert sorted(harness.created(run_id)) == [run_id, f"{run_id}-r2", f"{run_id}-r3"]
+    assert harness.there() == []
+    fault(harness, "expired-token", "--operation", "DescribeTrainingJob", "--name", f"{run_id}-r4")
+    refused(harness("train", run_id), 10, "have expired")
+    assert harness.shown(run_id)["training"] == "Failed"
+    assert harness("down", run_id).stdout == "nothing to delete\n"
 
 
-def test_faults_of_a_job_and_of_endpoints(folder: Path) -> None:
-    fault(folder, "disk-full")
-    failed = harness(folder, "train", "tiny.toml", "--platform", "local")
-    run_id = newest(folder, "tiny")
+def test_faults_of_a_job_and_of_endpoints(harness: Commands) -> None:
+    fault(harness, "disk-full")
+    failed = harness("train", "tiny.toml")
+    run_id = harness.newest("tiny")
     refused(failed, 5, f"training job {run_id} ended as Failed", "no space left on the disk")
-    assert there(folder) == []
-    done = harness(folder, "train", run_id)
+    assert harness.there() == []
+    done = harness("train", run_id)
     assert done.returncode == 0, done.stderr
-    assert sorted(created(folder, run_id)) == [run_id, f"{run_id}-r2"]
+    assert sorted(harness.created(run_id)) == [run_id, f"{run_id}-r2"]
     for words, code, said in (
         (("access-denied", "--operation", "CreateEndpoint"), 10, "create_endpoint in us-west-2: access denied"),
         (("quota",), 10, "a quota of the account is used up"),
         (("capacity",), 6, "another region"),
         (("failing-ping", "--after", "2"), 6, "is Failed"),
     ):
-        fault(folder, *words)
-        refused(harness(folder, "deploy", run_id), code, said)
-        assert there(folder) == [], words
+        fault(harness, *words)
+        refused(harness("deploy", run_id), code, said)
+        assert harness.there() == [], words
 
 
-def test_credentials_that_expire_while_a_job_is_followed_name_the_job_that_goes_on(folder: Path) -> None:
-    child = started(folder, "train", "slow.toml", "--platform", "local", until="loss")
-    fault(folder, "expired-token", "--operation", "DescribeTrainingJob")
-    _, err = child.communicate(timeout=60)
-    run_id = newest(folder, "slow")
+def test_credentials_that_expire_while_a_job_is_followed_name_the_job_that_goes_on(harness: Commands) -> None:
+    child = harness.started("train", "slow.toml", until="loss")
+    fault(harness, "expired-token", "--operation", "DescribeTrainingJob")
+    _, err = child.communicate(timeout=600)
+    run_id = harness.newest("slow")
     assert child.returncode == 10, err
     assert "the AWS credentials have expired" in err
     assert f"training job {run_id} goes on in us-west-2" in err
     assert f"follow it: harness train {run_id}; stop it: harness down {run_id}" in err
-    assert shown(folder, run_id)["training"] == "Training"
-    assert harness(folder, "down").stdout == f"deleted: {run_id}\n"
+    assert harness.shown(run_id)["training"] == "Training"
+    assert harness("down").stdout == f"deleted: {run_id}\n"
 
 
-def test_a_spot_instance_is_taken_away_and_the_job_goes_on_from_its_checkpoint(folder: Path) -> None:
-    text = (folder / "tiny.toml").read_text().replace('"tiny"', '"spot"').replace("max_steps = 60", "max_steps = 300")
-    (folder / "spot.toml").write_text(text + "spot = true\n")
-    fault(folder, "spot", "--after", "20")
-    done = harness(folder, "train", "spot.toml", "--platform", "local")
+def test_a_spot_instance_is_taken_away_and_the_job_goes_on_from_its_checkpoint(harness: Commands) -> None:
+    text = (harness.folder / "tiny.toml").read_text().replace('"tiny"', '"spot"')
+    (harness.folder / "spot.toml").write_text(text.replace("max_steps = 60", "max_steps = 300") + "spot = true\n")
+    fault(harness, "spot", "--after", "20")
+    done = harness("train", "spot.toml")
     assert done.returncode == 0, done.stderr
     run_id = done.stdout.strip()
-    assert created(folder, run_id) == {run_id: 1}
+    assert harness.created(run_id) == {run_id: 1}
     assert "Interrupted" in done.stderr
-    log = (folder / ".runs" / run_id / "logs" / "train.log").read_text()
+    log = (harness.record(run_id) / "logs" / "train.log").read_text()
     assert "resuming from checkpoint-" in log

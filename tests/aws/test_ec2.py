@@ -7,6 +7,7 @@ tests/images/test_fake_neuron_host.py runs real containers.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,25 @@ import pytest
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness import checks, images, neuron_host, plan as plans, runfile, stacks
-from harness.aws import Aws
-from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound
-from harness.executors import docker, neuron
+from harness.aws.session import Aws
+from harness.aws.transfer import Transfer
+from harness.errors import Busy, HarnessError, InvalidInput, MissingPrerequisite, NotFound, Refused
+from harness.executors import docker, neuron, neuron_host
 from harness.executors.docker import User
 from harness.executors.spec import ContainerSpec
-from harness.plan import Plan
-from harness.platforms import targets
-from harness.platforms.ec2 import Ec2
-from harness.platforms.s3store import S3Store
-from harness.profile import LOCAL, Profile
+from harness.images import build as images
+from harness.local.jobs.worker import JobWorker
+from harness.local.service import Service
+from harness.local.store.objects import ObjectStore
+from harness.local.store.s3 import S3Store
 from harness.record import Record
-from harness.runfile import RunFile
-from harness.transfer import Transfer
+from harness.run import host_checks, platforms
+from harness.run.platforms import Target
+from harness.sagemaker.client import RunClient
+from harness.spec import checks, plan as plans, runfile, stacks
+from harness.spec.plan import Plan
+from harness.spec.profile import LOCAL, Profile
+from harness.spec.runfile import RunFile
 from tests.aws.fake_host import fake_host
 
 ENGINE = """#!/bin/sh
@@ -85,27 +91,28 @@ def tinyllama(**compute: Any) -> tuple[RunFile, Plan]:
     return run, plans.make(run, stacks.get(STACK), LOCAL, "x-20260101-000000-abcd")
 
 
+def check(record: Record, run: RunFile, plan: Plan, profile: Profile = LOCAL) -> list[str]:
+    """What is said of a host that can run it."""
+    said: list[str] = []
+    host_checks.check(RunClient(record, profile, said.append), run, plan)
+    return said
+
+
 def refused(record: Record, **compute: Any) -> HarnessError:
     with pytest.raises(HarnessError) as error:
-        Ec2(record, LOCAL, lambda _: None).check(*tinyllama(**compute))
-    assert not (record.path / "executor.json").exists()
+        check(record, *tinyllama(**compute))
     return error.value
 
 
-def test_a_host_with_all_that_is_needed_is_taken_and_its_images_are_recorded(
+def test_a_host_with_all_that_is_needed_is_taken_and_its_images_are_those_of_this_revision(
     machine: Engine, record: Record, tmp_path: Path
 ) -> None:
     fake_host(tmp_path / "host", 1)
     machine.has(GOOD)
-    said: list[str] = []
-    Ec2(record, LOCAL, said.append).check(*tinyllama())
-    assert record.read_json("executor.json") == {
-        "executor": "neuron",
-        "train_image": GOOD[0],
-        "serve_image": GOOD[1],
-    }
+    said = check(record, *tinyllama())
+    assert platforms.images_of(host_checks.EXECUTOR) == {"train_image": GOOD[0], "serve_image": GOOD[1]}
     assert "a device tree without an accelerator" in said[0]
-    assert "1 Neuron devices, driver 2.20.28.0; objects in directories" in said[0]
+    assert "1 Neuron devices, driver 2.20.28.0; objects in files on this host" in said[0]
 
 
 def test_everything_that_is_wrong_is_told_at_once(
@@ -146,9 +153,9 @@ def test_cores_that_others_have_are_told_with_their_names(machine: Engine, recor
     assert error.problems[0].why == "by notebook"
     # Its own endpoint, left by --keep, does not stand in a run's way; another device tree's containers neither.
     machine.runs([container("x", host, 0, NEURON_HARNESS_CONTAINER="x-20260101-000000-abcd-tuned")])
-    Ec2(record, LOCAL, lambda _: None).check(*tinyllama())
+    check(record, *tinyllama())
     machine.runs([container("elsewhere", tmp_path / "another", 0)])
-    Ec2(record, LOCAL, lambda _: None).check(*tinyllama())
+    check(record, *tinyllama())
 
 
 def test_parallelism_that_the_instance_cannot_give(machine: Engine, record: Record, tmp_path: Path) -> None:
@@ -157,7 +164,7 @@ def test_parallelism_that_the_instance_cannot_give(machine: Engine, record: Reco
     run, plan = tinyllama()
     run = run.model_copy(update={"train": {**run.train, "tensor_parallel_size": 8}, "serve": {"tp_degree": 4}})
     with pytest.raises(InvalidInput) as error:
-        Ec2(record, LOCAL, lambda _: None).check(run, plan)
+        check(record, run, plan)
     assert [p.what for p in error.value.problems] == [
         "tensor and pipeline parallelism are 8, ml.trn1.2xlarge has 2 NeuronCores",
         "4 NeuronCores are no part of this host that a job can have",
@@ -195,10 +202,11 @@ def pairs(words: list[str]) -> list[tuple[str, str]]:
 
 def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: 0)
-    monkeypatch.setattr("harness.executors.dockercreate.memory_limit", lambda: 30 << 30)
+    monkeypatch.setattr("harness.executors.docker.memory_limit", lambda: 30 << 30)
     host = neuron_host.Host(("/dev/neuron0", "/dev/neuron1"), ("/dev/infiniband/uverbs0",), "2.18")
     spec = training(tmp_path, "ml.trn1.2xlarge", TRAINING_JOB_NAME="job")
-    words = docker.arguments(neuron.with_cores(spec, host, range(2, 4)))
+    lent = neuron.with_cores(spec, host, range(2, 4))
+    words = docker.arguments(lent)
     assert words[-2:] == ["train:real", "train"]
     assert pairs(words) == [
         ("--label", "NEURON_HARNESS_CONTAINER=job"),
@@ -211,33 +219,36 @@ def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pyte
         ("--network-alias", "algo-1"),
         ("--device", "/dev/neuron1"),
         ("--shm-size", str(15 << 30)),
-        ("--env", "NEURON_HARNESS_CONTAINER=job"),
-        ("--env", "TRAINING_JOB_NAME=job"),
-        ("--env", "NEURON_RT_VISIBLE_CORES=2-3"),
-        ("--env", "NEURON_RT_NUM_CORES=2"),
+        ("--env", "NEURON_HARNESS_CONTAINER"),
+        ("--env", "TRAINING_JOB_NAME"),
+        ("--env", "NEURON_RT_VISIBLE_CORES"),
+        ("--env", "NEURON_RT_NUM_CORES"),
     ]
+    variables = {"NEURON_HARNESS_CONTAINER": "job", "TRAINING_JOB_NAME": "job"}
+    assert docker.environment(lent) == {**variables, "NEURON_RT_VISIBLE_CORES": "2-3", "NEURON_RT_NUM_CORES": "2"}
 
 
 def test_who_has_the_whole_host_has_its_network_adapters(tmp_path: Path) -> None:
     host = neuron_host.Host(tuple(f"/dev/neuron{n}" for n in range(16)), ("/dev/infiniband/uverbs0",), "2.18")
-    words = docker.arguments(neuron.with_cores(training(tmp_path, "ml.trn1.32xlarge"), host, range(32)))
-    given = pairs(words)
+    lent = neuron.with_cores(training(tmp_path, "ml.trn1.32xlarge"), host, range(32))
+    given = pairs(docker.arguments(lent))
     assert [v for k, v in given if k == "--device"] == [*host.neuron, *host.efa]
     assert ("--ulimit", "memlock=-1:-1") in given
     assert ("--cap-add", "IPC_LOCK") in given
-    assert ("--env", "NEURON_RT_VISIBLE_CORES=0-31") in given
+    assert docker.environment(lent)["NEURON_RT_VISIBLE_CORES"] == "0-31"
 
 
 def test_what_docker_is_told_of_an_endpoint(tmp_path: Path) -> None:
     host = neuron_host.Host(("/dev/neuron0",), (), "2.18")
     spec = serving(tmp_path, 1)
-    given = pairs(docker.arguments(neuron.with_cores(spec, host, range(1, 2))))
+    lent = neuron.with_cores(spec, host, range(1, 2))
+    given = pairs(docker.arguments(lent))
     assert [v for k, v in given if k == "--device"] == ["/dev/neuron0"]
-    assert ("--env", "NEURON_RT_VISIBLE_CORES=1") in given
+    assert docker.environment(lent)["NEURON_RT_VISIBLE_CORES"] == "1"
     assert ("--publish", "127.0.0.1:8123:8080") in given
     assert ("--volume", f"{spec.base}/model:/opt/ml/model:ro") in given
     assert not any("NEURON_HARNESS_DEVICE" in value for _, value in given)
-    assert any("NEURON_HARNESS_DEVICE=cpu" in value for _, value in pairs(docker.arguments(spec)))
+    assert docker.environment(spec)["NEURON_HARNESS_DEVICE"] == "cpu"
 
 
 def test_whose_the_cores_are_is_read_off_the_running_containers(tmp_path: Path) -> None:
@@ -250,20 +261,26 @@ def test_whose_the_cores_are_is_read_off_the_running_containers(tmp_path: Path) 
     assert neuron.in_use(host, users) == {1: "one", 2: "all of a device", 3: "all of a device"}
 
 
-def test_without_a_profile_objects_are_in_directories_with_one_in_its_bucket(
+def test_without_a_profile_objects_are_files_here_with_one_in_its_bucket(
     machine: Engine, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert targets.choose("ec2") == targets.Target("ec2", LOCAL)
-    assert not isinstance(Ec2(record, LOCAL, lambda _: None).store, S3Store)
+    assert platforms.choose("ec2") == Target("ec2", LOCAL, "neuron")
     for key, value in {"ACCOUNT": "123456789012", "REGION": "us-east-2", "BUCKET": "a-bucket"}.items():
         monkeypatch.setenv(f"NEURON_HARNESS_{key}", value)
     monkeypatch.setenv("NEURON_HARNESS_ROLE_ARN", "arn:aws:iam::123456789012:role/x")
-    target = targets.choose("ec2")
-    assert (target.profile.bucket, target.profile.region) == ("a-bucket", "us-east-2")
-    record.write_text("platform.json", targets.files(target)["platform.json"])
-    with targets.opened(record, lambda _: None) as platform:
-        assert isinstance(platform, Ec2)
-        assert isinstance(platform.store, S3Store)
+    monkeypatch.setenv("NEURON_HARNESS_SERVE_REGION", "us-west-2")
+    monkeypatch.setenv("NEURON_HARNESS_SERVE_BUCKET", "another")
+    target = platforms.choose("ec2")
+    assert (target.profile.bucket, target.profile.region, target.profile.objects_in_s3) == (
+        "a-bucket",
+        "us-east-2",
+        True,
+    )
+    assert target.profile.serving is target.profile, "one host trains and serves"
+    record.write_text(platforms.FILE, platforms.texts(target)[platforms.FILE])
+    assert platforms.of(record) == target
+    with pytest.raises(InvalidInput, match="--executor is for platform local"):
+        platforms.choose("ec2", executor="process")
 
 
 def test_objects_go_to_s3_and_come_from_there(aws: Aws, profile: Profile, record: Record, tmp_path: Path) -> None:
@@ -298,23 +315,44 @@ def test_objects_go_to_s3_and_come_from_there(aws: Aws, profile: Profile, record
         elsewhere.download(f"{uri}/mod", tmp_path / "nothing")
 
     mine = f"s3://{profile.bucket}/runs/{record.id}"
-    platform = Ec2(record, profile, lambda _: None)
-    platform.store.put_file(model / "config.json", f"{mine}/model/config.json")
-    platform.forget()
+    here.put_file(model / "config.json", f"{mine}/model/config.json")
+    RunClient(record, profile, lambda _: None).forget()
     assert list(elsewhere.files(mine)) == []
     assert list(elsewhere.files(uri)), "another run's objects stay"
 
 
+@pytest.mark.usefixtures("standard_chain")
 def test_a_bucket_that_is_not_there_is_told_with_the_rest(
-    machine: Engine, profile: Profile, record: Record, tmp_path: Path, aws: Aws
+    machine: Engine, profile: Profile, record: Record, tmp_path: Path
 ) -> None:
     fake_host(tmp_path / "host", 1)
     machine.has(STAND_INS)
-    from dataclasses import replace
-
     with pytest.raises(InvalidInput) as error:
-        Ec2(record, replace(profile, bucket="another-bucket"), lambda _: None).check(*tinyllama())
+        check(record, *tinyllama(), replace(profile, bucket="another-bucket", objects_in_s3=True))
     assert [p.what.split(" /")[0][:30] for p in error.value.problems] == [
         f"no image {GOOD[0]}"[:30],
         "there is no bucket another-bucket"[:30],
     ]
+
+
+def test_a_job_goes_on_while_s3_refuses_its_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service = Service(tmp_path, ObjectStore(tmp_path / "s3"), telemetry=None, account="0" * 12)  # type: ignore[arg-type]
+    service.jobs.add(
+        "us-west-2", "job", {"request": {"AlgorithmSpecification": {}}, "describe": {"CreationTime": 0.0}}
+    )
+    worker = JobWorker(service, "us-west-2", "job")
+    worker.followers = {}
+
+    class Runner:
+        tried = 0
+
+        def save_checkpoints(self, copy: bool) -> None:
+            self.tried += 1
+            raise Refused("the AWS credentials have expired")
+
+    runner = Runner()
+    for _ in range(2):
+        worker._synced -= 60
+        worker._tick(runner)  # type: ignore[arg-type]
+    assert runner.tried == 2
+    assert "checkpoints of job are not stored yet: the AWS credentials have expired" in capsys.readouterr().err

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from harness import aws, plan as plans, profile as profiles, stacks
-from harness.mandates import RUN_TAG
-from harness.plan import PLACEHOLDERS, Plan
-from harness.runfile import RunFile
+from harness.spec import plan as plans, profile as profiles, service_model, stacks
+from harness.spec.plan import PLACEHOLDERS, RUN_TAG, Plan
+from harness.spec.runfile import RunFile
 
 ID = "x-20260101-000000-abcd"
 HERE, THERE = "arn:aws:kms:us-west-2:123456789012:key/here", "arn:aws:kms:us-east-2:123456789012:key/there"
@@ -79,7 +78,7 @@ def test_options_of_compute_reach_the_request_as_botocore_has_them(volume: int) 
     assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == 61
     assert "InferenceAmiVersion" not in variant
     for operation, request in plans.requests_of(plan):
-        aws.validate("sagemaker", operation, plans.resolve(request, PLACEHOLDERS))
+        service_model.validate("sagemaker", operation, plans.resolve(request, PLACEHOLDERS))
 
 
 def test_a_spot_job_waits_for_its_run_time_and_for_instances() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from harness import cores as splitting, neuron_host
-from harness.cores import Cores, environment, numbers, place, places
 from harness.errors import Busy, InvalidInput
+from harness.executors import neuron_host, neuron_host as splitting
+from harness.executors.neuron_host import Cores, environment, numbers, place, places
 from tests.aws.fake_host import fake_host
 
 
@@ -106,8 +106,8 @@ def test_a_large_host_is_split_between_sixteen_small_jobs_and_a_small_one_is_for
 HOLD = """
 import sys, time
 from pathlib import Path
-from harness import neuron_host
-from harness.cores import Cores
+from harness.executors import neuron_host
+from harness.executors.neuron_host import Cores
 with Cores(neuron_host.look(Path(sys.argv[1])), dict).lent("theirs", 2) as cores:
     print(cores[0], flush=True)
     time.sleep(60)

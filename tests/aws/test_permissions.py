@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from harness import aws
-from harness.platforms.resources import KINDS
+from harness.sagemaker.resources import KINDS
+from harness.spec import service_model
 
 # What boto3 calls by another name than IAM, or what one call needs besides.
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html and its neighbours
@@ -95,7 +95,7 @@ def _exists(name: str) -> bool:
     service, operation = name.split(":")
     if name == "sagemaker:DeleteTrainingJob":
         return False  # `down` stops jobs and keeps their history
-    known = aws.service_model(service).operation_names
+    known = service_model.load(service).operation_names
     return operation in known or name in ACTIONS
 
 
@@ -123,14 +123,16 @@ def test_the_policies_are_what_the_code_calls(root: Path) -> None:
     assert len(setup) == len(SETUP_ONLY)
     images = {call for call in found if call in IMAGES_ONLY}
     assert len(images) == len(IMAGES_ONLY)
-    assert sorted(actions(policy(root, "run-policy"))) == sorted(needed(found - setup - images))
+    prices = {call for call in found if call.startswith("pricing:")}
+    assert sorted(actions(policy(root, "run-policy"))) == sorted(needed(found - setup - images - prices))
+    assert sorted(actions(policy(root, "prices-policy"))) == sorted(needed(prices))
     assert sorted(actions(policy(root, "images-policy"))) == sorted(needed(images))
     assert sorted(actions(policy(root, "setup-policy"))) == sorted(needed(setup))
 
 
 def test_the_roles_policy_is_confined(root: Path) -> None:
-    from harness.platforms.setup import execution_policy
-    from harness.profile import LOCAL
+    from harness.sagemaker.account import execution_policy
+    from harness.spec.profile import LOCAL
 
     for statement in execution_policy(LOCAL)["Statement"]:
         if statement["Resource"] == ["*"]:

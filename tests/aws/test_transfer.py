@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness import transfer
-from harness.aws import Aws
+from harness.aws import transfer
+from harness.aws.session import Aws
+from harness.aws.transfer import Transfer
 from harness.errors import NotFound, Refused
-from harness.platforms.follow import TRAINING_GROUP, LogFollower, Streams
-from harness.profile import Profile
 from harness.record import Record
-from harness.transfer import Transfer
+from harness.sagemaker.logs import TRAINING_GROUP, LogFollower, Streams
+from harness.spec.profile import Profile
 
 
 class Counting(Aws):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.aws import Aws
-from harness.emulator.control import Server
+from harness.aws.session import Aws
 from harness.errors import Interrupted, InvalidInput
-from harness.plan import Deployment
-from harness.platforms import preflight, resources, setup
-from harness.platforms.sagemaker import SageMaker
-from harness.profile import LOCAL, Profile
+from harness.images.registry import Pushed, record as record_push
+from harness.local.control import Server
 from harness.record import Record
-from harness.registry import Pushed, record as record_push
+from harness.sagemaker import account as setup, preflight, resources
+from harness.sagemaker.client import RunClient
+from harness.spec.plan import Deployment
+from harness.spec.profile import LOCAL, Profile
 from tests.aws.test_platform import GOOD, deployment, tags
 from tests.emulator.conftest import client
 from tests.emulator.requests import Requests
@@ -28,17 +28,17 @@ MODEL += "(B/'model'/'tokenizer.json').write_text('{}'); "
 
 @pytest.fixture
 def profile(server: Server) -> Profile:
-    made = replace(LOCAL, serve_region=THERE, serve_bucket="local-there", endpoint_url=server.url)
+    made = server.answering(replace(LOCAL, serve_region=THERE, serve_bucket="local-there"))
     setup.create(Aws(made), made, lambda _: None)
     return made
 
 
 @pytest.fixture
-def run(profile: Profile, tmp_path: Path, request: pytest.FixtureRequest) -> SageMaker:
+def run(profile: Profile, tmp_path: Path, request: pytest.FixtureRequest) -> RunClient:
     name = f"regions-{len(request.node.name)}-20260101-000000-abcd"
     record = Record(name, tmp_path / name)
     record.path.mkdir()
-    return SageMaker(record, profile, lambda _: None)
+    return RunClient(record, profile, lambda _: None)
 
 
 def push(aws: Aws, region: str, role: str, stack: str = "sdk2.20") -> Pushed:
@@ -55,19 +55,19 @@ def push(aws: Aws, region: str, role: str, stack: str = "sdk2.20") -> Pushed:
     return made
 
 
-def wanted(run: SageMaker, requests: Requests) -> Deployment:
+def wanted(run: RunClient, requests: Requests) -> Deployment:
     made = deployment(run, requests)
     source = {"S3Uri": {"placeholder": "artifact_uri"}, "S3DataType": "S3Object", "CompressionType": "Gzip"}
     made.create_model["PrimaryContainer"]["ModelDataSource"] = {"S3DataSource": source}
     return made
 
 
-def copies(run: SageMaker) -> list[str]:
+def copies(run: RunClient) -> list[str]:
     found = run.aws.pages("s3", "list_objects_v2", "Contents", THERE, Bucket="local-there")
     return [item["Key"] for item in found]
 
 
-def test_artifact_and_image_are_where_they_are_used(server: Server, run: SageMaker, profile: Profile) -> None:
+def test_artifact_and_image_are_where_they_are_used(server: Server, run: RunClient, profile: Profile) -> None:
     requests = Requests(server, client)
     push(run.aws, HERE, "train")
     push(run.aws, HERE, "serve")
@@ -110,7 +110,7 @@ def test_artifact_and_image_are_where_they_are_used(server: Server, run: SageMak
 
 
 def test_a_copy_whose_end_was_not_noted_is_found_by_down(
-    server: Server, run: SageMaker, monkeypatch: pytest.MonkeyPatch
+    server: Server, run: RunClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = Requests(server, client)
     run.jobs.train(requests.job(run.record.id, GOOD, Tags=tags(run)), lambda *_: None, lambda: None)

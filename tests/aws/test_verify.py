@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 
 from harness import record as records
-from harness.emulator.control import Server
 from harness.errors import Interrupted
-from harness.platforms import jobs as remote_jobs, resources, steps, verify, verify_report, verify_steps
-from harness.platforms.sagemaker import SageMaker
-from harness.platforms.verify_bench import FAILED, NOT_RUN, PASSED, Bench, Budget
-from harness.platforms.verify_jobs import Jobs
-from harness.profile import LOCAL
+from harness.local.control import Server
+from harness.run import platforms
+from harness.sagemaker import jobs as remote_jobs, resources
+from harness.sagemaker.client import RunClient
+from harness.spec.profile import LOCAL
+from harness.verify import report as verify_report, steps as verify_steps, verification as verify
+from harness.verify.jobs import Jobs
+from harness.verify.verification import FAILED, NOT_RUN, PASSED, Bench, Budget
 from tests.emulator.requests import IMAGE, Requests
 from tests.test_verify import COUNTS, FALLING, HOST, rows
 
@@ -61,18 +63,18 @@ class Case:
         self.run, made = verify.start("neuron")
         self.requests, self.id, self.said = requests, self.run.record.id, list[str]()
         self.jobs = self.with_programs(made, CODE)
-        profile = replace(LOCAL, endpoint_url=server.url)
+        profile = server.answering(LOCAL)
 
         def images() -> dict[str, str]:
             return {"train_image": IMAGE, "serve_image": IMAGE}
 
-        self.platform = SageMaker(self.run.record, profile, self.say, images)
+        self.platform = RunClient(self.run.record, profile, self.say, images)
 
         @contextmanager
-        def opened(*_: Any, **__: Any) -> Iterator[SageMaker]:
+        def opened(*_: Any, **__: Any) -> Iterator[RunClient]:
             yield self.platform
 
-        monkeypatch.setattr(steps.targets, "opened", opened)
+        monkeypatch.setattr(platforms, "opened", opened)
 
     def with_programs(self, jobs: Jobs, code: dict[str, str]) -> Jobs:
         def program(name: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +190,7 @@ def test_an_interruption_stops_the_job_that_runs(case: Case, monkeypatch: pytest
 
 
 @pytest.mark.aws
+@pytest.mark.timeout(1500)
 def test_the_command_on_platform_local(tmp_path: Path) -> None:
     """The real trainer and server with the tiny model, from nothing to nothing."""
     command = [ROOT / ".venv" / "bin" / "harness", "verify", "--platform", "local", "--device", "cpu"]
@@ -198,7 +201,7 @@ def test_the_command_on_platform_local(tmp_path: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
@@ -206,7 +209,7 @@ def test_the_command_on_platform_local(tmp_path: Path) -> None:
         assert f"| {step} | pass |" in done.stdout
     assert "platform local" in done.stdout
     assert "s of jobs were billed" in done.stdout
-    assert "ended the local SageMaker" in done.stderr
+    assert "stopped the local SageMaker" in done.stderr
     assert "135 M" not in done.stderr
     assert [record.id for record in records.all_records()] == []  # of this process: the command's are elsewhere
     (run,) = [p.parent for p in (tmp_path / ".runs").glob("verify-*/verify.md")]
@@ -214,6 +217,7 @@ def test_the_command_on_platform_local(tmp_path: Path) -> None:
 
 
 @pytest.mark.aws
+@pytest.mark.timeout(1500)
 def test_a_signal_ends_the_command_with_nothing_left(tmp_path: Path) -> None:
     command = [ROOT / ".venv" / "bin" / "harness", "verify", "--platform", "local", "--device", "cpu"]
     env = {**os.environ, "HARNESS_RUNS_DIR": str(tmp_path / ".runs")}
@@ -224,10 +228,10 @@ def test_a_signal_ends_the_command_with_nothing_left(tmp_path: Path) -> None:
             said.append(line.strip())
             if line.startswith("Training:"):
                 process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=600)
     assert code == 128 + signal.SIGTERM, said
     (run,) = [p.parent for p in (tmp_path / ".runs").glob("verify-*/ledger.jsonl")]
     assert f"stopped or deleted: {run.name}" in said
     assert f"objects of s3://local/runs/{run.name}/" in "".join(said)
-    assert "ended the local SageMaker" in said
+    assert "stopped the local SageMaker" in said
     assert "nothing runs on" in said[-1]

@@ -71,7 +71,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Break, F
         yield {one: pool.submit(broken, base / str(number), one) for number, one in enumerate(BREAKS)}
 
 
-@pytest.mark.neuron
+@pytest.mark.breaks
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("one", BREAKS, ids=lambda one: f"{one.point} {one.what}")
 def test_the_break_turns_its_test_red(outcomes: dict[Break, Future[tuple[int, str]]], one: Break) -> None:

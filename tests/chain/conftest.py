@@ -35,7 +35,7 @@ startup_seconds = 120
 """
 
 
-def in_train_environment(*words: str, timeout: float = 120) -> str:
+def in_train_environment(*words: str, timeout: float = 600) -> str:
     """Run `python <words>` in .venv-train; its output. A failure shows what it wrote."""
     done = subprocess.run(
         [ROOT / ".venv-train" / "bin" / "python", *words],

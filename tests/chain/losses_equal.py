@@ -16,20 +16,26 @@ from transformers import (
     set_seed,
 )
 
-from train.data import build_rows, read_examples
+from containers.rows import Reading
+from train.data import Options, from_files, prepare
 from train.devices.cpu import AnswerLossTrainer
+from train.order import EpochSampler
 
 
 class Plain(Trainer):
     """transformers' Trainer as it is, but for the order of the rows."""
 
-    _get_train_sampler = AnswerLossTrainer._get_train_sampler
+    def _get_train_sampler(self):
+        rows = self.train_dataset
+        lengths = rows.lengths.tolist() if self.args.group_by_length else None
+        return EpochSampler(len(rows), lengths, self.args.train_batch_size, self.args.seed)
 
 
 def losses(kind: type, model_dir: str, data: str, grouped: bool) -> list[tuple[float, float]]:
     set_seed(3)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    rows = build_rows(read_examples(Path(data), None), tokenizer, 24)
+    reading = Reading()
+    rows = prepare(from_files([Path(data)], reading, None), None, tokenizer, Options(24), [reading, reading]).train
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -40,6 +46,7 @@ def losses(kind: type, model_dir: str, data: str, grouped: bool) -> list[tuple[f
         gradient_accumulation_steps=2,
         group_by_length=grouped,
         report_to="none",
+        remove_unused_columns=False,
         save_strategy="no",
         optim="adamw_torch",
         disable_tqdm=True,

@@ -19,7 +19,7 @@ from tests.chain.test_chain import harness, left_over
 pytestmark = pytest.mark.server
 
 
-def started(*words: str, cwd: Path, until: str, timeout: float = 90) -> subprocess.Popen[str]:
+def started(*words: str, cwd: Path, until: str, timeout: float = 180) -> subprocess.Popen[str]:
     """The harness, running, as soon as it has said `until`."""
     child = subprocess.Popen(
         [ROOT / ".venv" / "bin" / "harness", *words],
@@ -40,7 +40,7 @@ def started(*words: str, cwd: Path, until: str, timeout: float = 90) -> subproce
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_tiny_run(tiny_model, tmp_path, steps=400)
+    write_tiny_run(tiny_model, tmp_path, steps=200)
     monkeypatch.setenv("HARNESS_RUNS_DIR", str(tmp_path / ".runs"))
     return tmp_path
 
@@ -49,11 +49,11 @@ def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
     child = started("run", "tiny.toml", cwd=folder, until="loss")
     child.send_signal(signal.SIGINT)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=150)
     assert child.returncode == 130, err
     assert "error: interrupted; training stands at step" in err
     assert "Traceback" not in err
-    assert left_over() == []
+    assert left_over(folder) == []
     record = next((folder / ".runs").glob("tiny-*"))
     assert f"hint: go on: harness run {record.name}" in err
     assert json.loads((record / "job.json").read_text())["status"] == "Stopped"
@@ -61,38 +61,40 @@ def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"]["tuned"] == 1.0
     assert "resuming from checkpoint-" in (record / "logs" / "train.log").read_text()
-    assert left_over() == []
+    assert left_over(folder) == []
 
 
-def test_kill_of_the_harness_in_training_is_settled_by_the_next_command(folder: Path) -> None:
+def test_a_job_whose_harness_was_killed_goes_on_until_it_is_stopped(folder: Path) -> None:
     child = started("train", "tiny.toml", cwd=folder, until="loss")
     child.kill()
     child.communicate()
-    assert left_over() != [], "the container outlives its harness"
+    assert left_over(folder) != [], "server and container outlive the harness"
     run_id = next((folder / ".runs").glob("tiny-*")).name
     assert json.loads(harness("ps", "--json", cwd=folder).stdout)[0]["training"] == "Training"
     down = harness("down", cwd=folder)
     assert down.returncode == 0, down.stderr
-    assert "training was left running" in down.stderr
-    assert left_over() == []
+    assert f"training job {run_id}: stopping, with time for its checkpoint" in down.stderr
+    assert down.stdout.strip() == f"deleted: {run_id}"
+    assert left_over(folder) == []
     again = harness("train", run_id, cwd=folder)
     assert again.returncode == 0, again.stderr
+    assert json.loads((folder / ".runs" / run_id / "job.json").read_text())["name"] == f"{run_id}-r2"
     assert "resuming from checkpoint-" in (folder / ".runs" / run_id / "logs" / "train.log").read_text()
 
 
 def test_term_while_an_endpoint_starts_leaves_nothing(folder: Path) -> None:
-    (folder / "tiny.toml").write_text((folder / "tiny.toml").read_text().replace("max_steps = 400", "max_steps = 20"))
+    (folder / "tiny.toml").write_text((folder / "tiny.toml").read_text().replace("max_steps = 200", "max_steps = 20"))
     assert harness("train", "tiny.toml", cwd=folder).returncode == 0
     child = started("deploy", cwd=folder, until="Creating")
     time.sleep(1)
     child.send_signal(signal.SIGTERM)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=150)
     assert child.returncode == 143, err
-    assert left_over() == []
+    assert left_over(folder) == []
     assert json.loads(harness("ps", "--json", cwd=folder).stdout)[0]["endpoints"] == []
     assert harness("deploy", cwd=folder).returncode == 0
     harness("down", cwd=folder)
-    assert left_over() == []
+    assert left_over(folder) == []
 
 
 def test_two_commands_on_one_run(folder: Path) -> None:
@@ -104,5 +106,5 @@ def test_two_commands_on_one_run(folder: Path) -> None:
         assert f"error: run {run_id} is held by `harness train` (process {child.pid})" in second.stderr
     finally:
         child.send_signal(signal.SIGINT)
-        child.communicate(timeout=60)
-    assert left_over() == []
+        child.communicate(timeout=150)
+    assert left_over(folder) == []

@@ -28,14 +28,28 @@ def test_the_cpu_devices_losses_are_transformers_own(tiny_model: Path, data: Pat
     )
 
 
+def test_our_own_loss_is_model_forwards_for_every_proven_family_and_used_for_no_other() -> None:
+    out = in_train_environment("-m", "tests.chain.own_loss", timeout=200)
+    assert out.count("own loss and gradients equal model.forward's") == 17
+    assert out.count("takes model.forward's loss") == 8
+
+
+def test_a_step_of_eight_rows_is_the_same_however_it_is_cut() -> None:
+    out = in_train_environment("-m", "tests.chain.accumulation_equal", timeout=200)
+    assert out.count("equals 8 x 1 within") == 8
+    assert "label smoothing has an effect" in out
+
+
 def test_ten_rounds_of_three_terms_each_change_no_loss(tiny_model: Path, data: Path) -> None:
     out = in_train_environment("-m", "tests.chain.resume_rounds", str(tiny_model), str(data), "10", "1", timeout=280)
     assert out.count("24 losses and the weights are equal") == 10
 
 
-def trainer(model: Path, data: Path, base: Path, *more: str, program: str = "") -> subprocess.Popen[str]:
+def trainer(
+    model: Path, data: Path, base: Path, *more: str, program: str = "", call: str = "main"
+) -> subprocess.Popen[str]:
     """run_clm in a process of its own; `program` is run before it, in the same process."""
-    code = f"import sys\nfrom train import run_clm\n{program}\nsys.exit(run_clm.main(sys.argv[1:]))"
+    code = f"import sys\nfrom train import run_clm\n{program}\nsys.exit(run_clm.{call}(sys.argv[1:]))"
     fixed = "--per_device_train_batch_size 4 --logging_steps 1 --block_size 24 --report_to none --optim adamw_torch"
     return subprocess.Popen(
         [
@@ -149,3 +163,33 @@ for change in ({}, {"learning_rate": "0.5"}, {"tensor_parallel_size": "2"}):
     out = in_train_environment("-c", script, str(tmp_path / "c"))
     assert "refused no usable checkpoint" in out
     assert "optimizer.pt is missing" in out
+
+
+def test_trackers_write_beside_the_metrics_and_missing_ones_are_refused(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--device",
+        "cpu",
+        "--model_name_or_path",
+        str(tiny_model),
+        "--train_file",
+        str(data),
+        "--block_size",
+        "24",
+    ]
+    words += ["--max_steps", "2", "--logging_steps", "1", "--optim", "adamw_torch", "--disable_tqdm", "true"]
+    words += [f"--{name}={tmp_path / name}" for name in ("output_dir", "export_dir", "metrics_dir")]
+    in_train_environment("-m", "train.run_clm", *words, "--report_to", "tensorboard")
+    script = """
+import sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1])
+events.Reload()
+print([event.step for event in events.Scalars("train/loss")])
+"""
+    assert "[1, 2]" in in_train_environment("-c", script, str(tmp_path / "metrics_dir" / "tensorboard"))
+    call = "import sys; from train import run_clm; sys.exit(run_clm.guarded(sys.argv[1:]) - 3)"
+    out = in_train_environment("-c", call, *words, "--report_to", "wandb")
+    assert "ArgumentError: report_to wandb: its package is not in this image, which has tensorboard" in out
+    assert "RUN pip install wandb" in out

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.chain.conftest import ROOT, write_tiny_run
+from tests.chain.conftest import ROOT, in_train_environment, write_tiny_run
+from train.launch import ONE_HOST
 
 pytestmark = pytest.mark.server
 
@@ -29,9 +30,9 @@ def starter(environment: str, tiny_model: Path, tmp_path: Path) -> Any:
     (tmp_path / "output").mkdir()
 
     def started(steps: int = 30, **moments: list[Any]) -> subprocess.Popen[str]:
-        words = ["-m", "train.workers", "--standalone", "--nproc_per_node=2", "-m", "tests.chain.two_workers"]
-        fixed = "--per_device_train_batch_size 4 --logging_steps 100 --block_size 24 --report_to none --device cpu"
-        fixed += " --optim adamw_torch --disable_tqdm true --use_cpu true --ddp_backend gloo"
+        words = ["-m", "train.workers", *ONE_HOST, "--nproc_per_node=2", "-m", "tests.chain.two_workers"]
+        fixed = "--per_device_train_batch_size 4 --logging_steps 1 --block_size 24 --report_to none --device cpu"
+        fixed += " --optim adamw_torch --disable_tqdm true --learning_rate 5e-3"
         return subprocess.Popen(
             [
                 *(ROOT / environment / "bin" / "python", "-u", *words),
@@ -134,7 +135,32 @@ def test_a_worker_that_fails_leaves_the_reason_and_its_exit_code(start: Any, tmp
     assert len(text) <= 1024
 
 
-def test_a_worker_that_is_killed_gives_137(start: Any) -> None:
-    child = start(worker0=[3, "kill"])
-    ended(child)
+def test_a_worker_that_is_killed_gives_137_and_the_other_says_who_it_was(start: Any, tmp_path: Path) -> None:
+    child = start(worker1=[3, "kill"])
+    out = ended(child)
     assert child.returncode == 137
+    said = "TrainingError: step 4: lost the host algo-1"  # what both are called where no host has a name
+    assert said in out, out[-3000:]
+    assert said in (tmp_path / "output" / "failure").read_text()
+
+
+def test_two_workers_have_the_loss_curve_of_one(start: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Batches of 4 on two workers are a batch of 8 on one: the same rows, the same steps, the same weights."""
+    child = start(steps=12)
+    out = ended(child)
+    assert child.returncode == 0, out[-3000:]
+    alone = "--per_device_train_batch_size 8 --logging_steps 1 --block_size 24 --report_to none --device cpu"
+    alone += " --optim adamw_torch --disable_tqdm true --learning_rate 5e-3 --max_steps 12"
+    more = ["--model_name_or_path", str(tiny_model), "--train_file", str(tmp_path / "train.jsonl")]
+    more += [f"--{name}={tmp_path / 'one' / name}" for name in ("output_dir", "export_dir", "metrics_dir")]
+    in_train_environment("-m", "train.run_clm", *alone.split(), *more)
+    two, one = losses(tmp_path / "k"), losses(tmp_path / "one" / "metrics_dir")
+    assert len(one) == len(two) == 12
+    assert max(abs(a - b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)) < 2e-3
+    assert one[0][0] - one[-1][0] > 0.5, "it learns"
+    assert (tmp_path / "exported" / "manifest.json").is_file()
+
+
+def losses(folder: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["loss"], row["grad_norm"]) for row in rows if "loss" in row]

@@ -1,8 +1,7 @@
 """run_clm as one of two workers on device cpu: `python -m train.workers … -m tests.chain.two_workers MOMENTS ARGS`.
 
 MOMENTS is JSON: {rank: [step, what]}; when that worker has done that step, what happens to it: "term" sends it
-SIGTERM, "raise" fails, "kill" sends it SIGKILL. transformers' own loss, since that of device cpu goes around
-the wrapper that several workers have.
+SIGTERM, "raise" fails, "kill" sends it SIGKILL.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from train import run_clm
 from train.devices import cpu
@@ -23,12 +22,9 @@ from train.devices import cpu
 
 class Moment(TrainerCallback):
     def __init__(self, moments: dict[str, list[Any]]) -> None:
-        self.step, self.what = moments.get(os.environ["RANK"], [0, ""])
+        self.step, self.what = moments.get(str(torch.distributed.get_rank()), [0, ""])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # As the gradients' collective in a real job: nobody is more than a step ahead. accelerate 0.29 does not wrap
-        # the model for several processors.
-        torch.distributed.all_reduce(torch.zeros(1))
         if state.global_step == self.step and self.what:
             if self.what == "raise":
                 raise RuntimeError("the second worker is out of luck")
@@ -36,18 +32,17 @@ class Moment(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         time.sleep(0.02)
-        print(f"worker {os.environ['RANK']} has done step {state.global_step}", flush=True)
+        print(f"worker {torch.distributed.get_rank()} has done step {state.global_step}", flush=True)
 
 
 def main() -> int:
     moments, *argv = sys.argv[1:]
+    made = cpu.trainer
 
-    def plain(**given: Any) -> Trainer:
-        callbacks = [Moment(json.loads(moments)), *given.pop("callbacks")]
-        return Trainer(callbacks=callbacks, **given)
+    def with_moments(**given: Any) -> Any:
+        return made(**{**given, "callbacks": [Moment(json.loads(moments)), *given["callbacks"]]})
 
-    cpu.trainer = plain
-    torch.distributed.init_process_group("gloo")  # accelerate 0.29 leaves it to others for processors
+    cpu.trainer = with_moments
     return run_clm.guarded(argv)
 
 

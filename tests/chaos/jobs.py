@@ -15,7 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from harness.emulator import control
+from harness.executors.process import scratch_of
+from harness.local import control
+from harness.local.service import prefix_of
 from tests.emulator.conftest import client, start
 from tests.emulator.requests import Requests
 
@@ -33,9 +35,15 @@ def level(pid: int, state: Path) -> dict[str, int]:
         "threads": server.num_threads(),
         "file descriptors": server.num_fds(),
         "listening ports": sum(c.status == "LISTEN" for c in server.net_connections("tcp")),
-        "scratch directories": len(list(Path(tempfile.gettempdir()).glob("nh-*"))),
+        "scratch directories": sum(scratch_of(name).exists() for name in containers_of(state)),
         "files of jobs and endpoints": sum(1 for d in ("jobs", "endpoints") for _ in (state / d).glob("*/*")),
     }
+
+
+def containers_of(state: Path) -> list[str]:
+    """Names of the containers of all jobs and endpoints, as the workers give them."""
+    jobs = [f"{prefix_of(state)}chaos-{number}" for number in range(JOBS)]
+    return jobs + [f"{prefix_of(state)}us-west-2-chaos-{number}-1" for number in range(ENDPOINTS)]
 
 
 def one_job(aws: Requests, number: int) -> str:
@@ -65,7 +73,7 @@ def main() -> int:
     state = Path(tempfile.mkdtemp(prefix="chaos-"))
     server = start(state)
     aws = Requests(server, client)
-    aws.run("warm")  # what is made once (moto's applications, threads of the pool) is no leak
+    aws.run("warm")  # what is made once (moto's applications, threads of the pool) is not a leak
     aws.deploy("warm")
     aws.delete("warm")
     seconds: list[float] = []

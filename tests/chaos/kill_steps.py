@@ -1,4 +1,4 @@
-"""The harness killed between every two steps of `run --platform local`.
+"""The harness killed between every two steps of `run` on this machine.
 
     python -m tests.chaos.kill_steps [FIRST [LAST [STRIDE]]]
 
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.chain.conftest import ROOT, in_train_environment, write_tiny_run
-from tests.chain.test_chain import left_over
+from tests.emulator.left_over import containers
 
 CHANGING = ("put_", "create_", "stop_", "delete_", "upload_", "complete_", "abort_", "copy")
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 # Runs the command line with a counter in Aws.call; at the moment asked for, the process kills itself.
 DRIVER = f"""
 import os, signal, sys
-from harness.aws import Aws
+from harness.aws.session import Aws
 from harness.cli import main
 at, after, seen, real = int(sys.argv.pop(1)), sys.argv.pop(1) == "after", [0], Aws.call
 def call(self, service, operation, region="", **request):
@@ -60,7 +60,7 @@ def harness(folder: Path, *words: str, at: int = 0, after: bool = False) -> subp
         env={**os.environ, "HARNESS_RUNS_DIR": str(folder / ".runs"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
 
@@ -85,15 +85,16 @@ def check_down(folder: Path, run_id: str) -> None:
     done = harness(folder, "down", run_id)
     if done.returncode or "Traceback" in done.stderr:
         raise Broken(f"down: {done.returncode}\n{done.stderr[-1500:]}")
-    if left := resources(folder) + left_over() + servers(folder):
-        raise Broken(f"after down there is {left}")
+    if found := left(folder):
+        raise Broken(f"after down there is {found}")
     if harness(folder, "down", run_id).stdout.strip() != "nothing to delete":
         raise Broken("a second down found something")
 
 
-def servers(folder: Path) -> list[str]:
-    """A local SageMaker that the run has started and nobody has ended."""
-    return ["server"] if (folder / ".local" / "server.json").exists() else []
+def left(folder: Path) -> list[str]:
+    """Resources, containers, and a local SageMaker that a command has started and none has stopped."""
+    server = ["server"] if (folder / ".local" / "server.json").exists() else []
+    return resources(folder) + containers(folder / ".local") + server
 
 
 def check_again(folder: Path, run_id: str) -> None:
@@ -107,15 +108,15 @@ def check_again(folder: Path, run_id: str) -> None:
     )
     if list(jobs) != [run_id] or jobs[run_id] > 2:  # created, and adopted after a kill between call and note
         raise Broken(f"training was done again: {jobs}")
-    if left := resources(folder) + left_over() + servers(folder):
-        raise Broken(f"after the run there is {left}")
+    if found := left(folder):
+        raise Broken(f"after the run there is {found}")
 
 
 def moment(number: int, after: bool, then_down: bool, model: Path) -> str:
     folder = Path(tempfile.mkdtemp(prefix="steps-"))
     try:
         write_tiny_run(model, folder)
-        died = harness(folder, "run", "tiny.toml", "--platform", "local", at=number, after=after)
+        died = harness(folder, "run", "tiny.toml", at=number, after=after)
         if died.returncode == 0:
             return "over"
         if died.returncode != -signal.SIGKILL:
@@ -135,7 +136,7 @@ def main(words: list[str]) -> int:
     first, last, stride = ([*map(int, words), *(1, 99, 1)[len(words) :]])[:3]
     scratch = Path(tempfile.mkdtemp(prefix="steps-model-"))
     model = scratch / "model"
-    in_train_environment("-m", "tests.chain.make_tiny_model", str(model))
+    in_train_environment("-m", "tests.chain.make_tiny_model", str(model), timeout=600)
     broken = count = 0
     try:
         for number in range(first, last + 1, stride):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from harness import aws
-from harness.platforms.resources import DELETION, KINDS
+from harness.sagemaker.resources import DELETION, KINDS
+from harness.spec import service_model
 from tests.conformance import uses
 
 # boto3's own methods, made of several operations.
@@ -40,7 +40,7 @@ def calls(sources: dict[str, str] | None = None) -> list[Call]:
     """Every call of AWS in the harness. Raises ValueError for one that cannot be read from the source."""
     found = []
     for file, text in (sources or uses.files(("harness",))).items():
-        if file in ("harness/aws.py",) or file.startswith("harness/emulator/"):
+        if file in ("harness/aws/session.py",) or file.startswith("harness/local/"):
             continue
         for function in ast.walk(ast.parse(text)):
             if isinstance(function, ast.FunctionDef):
@@ -135,4 +135,4 @@ class Models:
         from botocore import xform_name
 
         shape = self.operations("sagemaker")[xform_name(operation)].input_shape
-        return [f"{operation}: {text}" for text in aws.problems(request, shape)]
+        return [f"{operation}: {text}" for text in service_model.problems(request, shape)]

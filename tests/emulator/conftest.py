@@ -11,8 +11,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from harness.emulator import control
-from harness.emulator.control import Server
+from harness.local import control
+from harness.local.control import Server
 from tests.emulator.requests import Requests
 
 BIN = Path(__file__).parent / "bin"

@@ -15,6 +15,28 @@ PATHS = "import json,os,signal,sys,time\nfrom pathlib import Path\n"
 PATHS += "B=Path(os.environ.get('SAGEMAKER_BASE_DIR','/opt/ml'))\n"
 
 
+def job_request(name: str, code: str = QUICK, image: str = IMAGE, **changes: Any) -> dict[str, Any]:
+    """CreateTrainingJob of a few lines of Python; `changes` replace members, None leaves one out."""
+    code = PATHS + code
+    pieces = {f"CODE{n:02}": code[n * 500 : n * 500 + 500] for n in range(len(code) // 500 + 1)}
+    request = {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {
+            "TrainingImage": image,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["python", "-u", "-c"],
+            "ContainerArguments": [BOOT],
+            "MetricDefinitions": [{"Name": "loss", "Regex": r"loss=(\S+)"}],
+        },
+        "RoleArn": ROLE,
+        "OutputDataConfig": {"S3OutputPath": "s3://local/out"},
+        "ResourceConfig": {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        "Environment": pieces,
+    }
+    return {k: v for k, v in {**request, **changes}.items() if v is not None}
+
+
 class Requests:
     """Clients and requests against one server."""
 
@@ -37,24 +59,7 @@ class Requests:
 
     def job(self, name: str, code: str = QUICK, **changes: Any) -> dict[str, Any]:
         """A CreateTrainingJob request; `changes` replace members, None leaves one out."""
-        code = PATHS + code
-        pieces = {f"CODE{n:02}": code[n * 500 : n * 500 + 500] for n in range(len(code) // 500 + 1)}
-        request = {
-            "TrainingJobName": name,
-            "AlgorithmSpecification": {
-                "TrainingImage": self.images["train"],
-                "TrainingInputMode": "File",
-                "ContainerEntrypoint": ["python", "-u", "-c"],
-                "ContainerArguments": [BOOT],
-                "MetricDefinitions": [{"Name": "loss", "Regex": r"loss=(\S+)"}],
-            },
-            "RoleArn": ROLE,
-            "OutputDataConfig": {"S3OutputPath": "s3://local/out"},
-            "ResourceConfig": {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 1, "VolumeSizeInGB": 10},
-            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-            "Environment": pieces,
-        }
-        return {k: v for k, v in {**request, **changes}.items() if v is not None}
+        return job_request(name, code, self.images["train"], **changes)
 
     def run(self, name: str, code: str = QUICK, **changes: Any) -> dict[str, Any]:
         """Create the job and describe it when it has ended."""

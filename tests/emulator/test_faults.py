@@ -11,9 +11,9 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError, EventStreamError
 
-from harness.emulator import control
 from harness.errors import InvalidInput
 from harness.executors.spec import MARKER
+from harness.local import control
 from tests.emulator.requests import Requests
 
 pytestmark = pytest.mark.emulator

@@ -3,24 +3,94 @@
 from __future__ import annotations
 
 import json
+import stat
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import urllib3
+from botocore.auth import S3SigV4Auth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
-from harness.emulator.control import Server
+from harness.local.control import KeyPair, Server
+from tests.emulator.conftest import client
 from tests.emulator.requests import Requests
 
 pytestmark = pytest.mark.emulator
-SIGNED = "AWS4-HMAC-SHA256 Credential=A/20260101/us-west-2/{}/aws4_request, SignedHeaders=host, Signature=0"
 
 
 def send(
     server: Server, method: str, path: str, service: str = "sagemaker", **given: Any
 ) -> urllib3.BaseHTTPResponse:
-    headers = {"Authorization": SIGNED.format(service), **given.pop("headers", {})}
-    return urllib3.request(method, server.url + path, headers=headers, retries=False, timeout=20, **given)
+    """A request that is signed with the server's key pair; `keys` are others, or None for no signature."""
+    headers, body = dict(given.pop("headers", {})), given.pop("body", b"")
+    keys = given.pop("keys", server.keys)
+    host = headers.get("Host", server.url.removeprefix("http://"))
+    request = AWSRequest(method, f"http://{host}{path}", {**headers, "Host": host}, body)
+    if keys is not None:
+        kind = S3SigV4Auth if service == "s3" else SigV4Auth
+        credentials = Credentials(keys.access_key_id, keys.secret_access_key)
+        kind(credentials, service, "us-west-2").add_auth(request)
+    return urllib3.request(
+        method, server.url + path, headers=dict(request.headers), body=body, retries=False, timeout=20, **given
+    )
+
+
+@pytest.mark.parametrize("secret", ["", "wrong"])
+def test_nobody_is_answered_without_the_secret_of_the_state_directory(server: Server, secret: str) -> None:
+    keys = KeyPair(server.keys.access_key_id, secret) if secret else None
+    target = {"X-Amz-Target": "SageMaker.ListTrainingJobs"}
+    assert send(server, "POST", "/", headers=target, body=b"{}", keys=keys).status == 403
+    assert send(server, "GET", "/local", "s3", keys=keys).status == 403
+    assert send(server, "POST", "/endpoints/x/invocations", body=b"{}", keys=keys).status == 403
+    assert send(server, "GET", "/harness/health", keys=keys).status == 403
+    assert send(server, "POST", "/harness/faults", body=b'{"kind": "spot"}', keys=keys).status == 403
+
+
+def test_the_key_pair_is_random_and_its_owners_alone(server: Server) -> None:
+    assert stat.S_IMODE(server.state.stat().st_mode) == 0o700
+    path = server.state / "credentials.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(server.keys.secret_access_key) >= 32
+    assert server.environment()["AWS_SECRET_ACCESS_KEY"] == server.keys.secret_access_key
+
+
+def test_motos_own_interface_is_not_there(server: Server, aws: Requests) -> None:
+    aws.s3.put_object(Bucket="local", Key="kept", Body=b"x")
+    for path in ("/moto-api/reset", "/moto-api/data.json", "/moto-api/"):
+        assert send(server, "POST", path, "s3").status == 404
+    assert aws.s3.get_object(Bucket="local", Key="kept")["Body"].read() == b"x"
+
+
+def test_a_presigned_url_opens_its_object_only(server: Server, aws: Requests) -> None:
+    for key in ("one", "two"):
+        aws.s3.put_object(Bucket="local", Key=key, Body=key.encode())
+    url = aws.s3.generate_presigned_url("get_object", {"Bucket": "local", "Key": "one"}, 60)
+    assert urllib3.request("GET", url, retries=False).data == b"one"
+    assert urllib3.request("GET", url.replace("/one?", "/two?"), retries=False).status == 403
+    assert urllib3.request("DELETE", url, retries=False).status == 403
+
+
+@pytest.mark.parametrize("service", ["s3", "sts", "iam", "logs", "sagemaker", "ecr"])
+def test_a_refusal_is_in_the_protocol_of_its_service(server: Server, service: str) -> None:
+    """botocore shows the code, and not that the answer could not be parsed."""
+    calls = {"s3": "list_buckets", "sts": "get_caller_identity", "iam": "list_roles", "logs": "describe_log_groups"}
+    calls |= {"sagemaker": "list_models", "ecr": "describe_repositories"}
+    other = replace(server, keys=KeyPair(server.keys.access_key_id, "wrong"))
+    with pytest.raises(ClientError) as caught:
+        getattr(client(other, service), calls[service])()
+    assert caught.value.response["Error"]["Code"] == "SignatureDoesNotMatch"
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+
+
+def test_keys_that_sts_has_given_out_are_answered(server: Server, aws: Requests) -> None:
+    role = "arn:aws:iam::000000000000:role/local"
+    given = client(server, "sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+    keys = KeyPair(given["AccessKeyId"], given["SecretAccessKey"])
+    target = {"X-Amz-Target": "SageMaker.ListTrainingJobs"}
+    assert send(server, "POST", "/", headers=target, body=b"{}", keys=keys).status == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "169.254.169.254"])

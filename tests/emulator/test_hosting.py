@@ -148,7 +148,9 @@ def test_a_failed_endpoint_says_why_and_can_only_be_deleted(aws: Requests) -> No
 
 
 def test_model_data_that_cannot_be_had_fails_the_endpoint(aws: Requests) -> None:
+    aws.s3.put_object(Bucket="local", Key="none/model.tar.gz", Body=b"there when the model is made")
     aws.config("no-data", data={"ModelDataUrl": "s3://local/none/model.tar.gz"})
+    aws.s3.delete_object(Bucket="local", Key="none/model.tar.gz")
     aws.sm.create_endpoint(EndpointName="no-data", EndpointConfigName="no-data")
     assert "s3://local/none/model.tar.gz cannot be read" in aws.settled("no-data")["FailureReason"]
     aws.delete("no-data")

@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from harness import shell
-from harness.emulator import control
-from harness.emulator.control import Server
-from harness.executors.spec import MARKER
+from harness.local import control
+from harness.local.control import Server
 from tests.emulator.conftest import client, start
+from tests.emulator.left_over import containers
 from tests.emulator.requests import Requests
 
 pytestmark = pytest.mark.emulator
@@ -38,22 +37,6 @@ _made: list[Requests] = []
 def using(server: Server) -> Requests:
     _made.append(Requests(server, client))
     return _made[-1]
-
-
-def containers(folder: Path) -> list[str]:
-    """Names of containers that run for the server of `folder`."""
-    import hashlib
-
-    prefix = f"local-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]}-"
-    found = []
-    for process in psutil.process_iter():
-        try:
-            name = process.environ().get(MARKER, "")
-        except (psutil.Error, OSError):
-            continue
-        if name.startswith(prefix) and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(name)
-    return found
 
 
 def kill(server: Server) -> None:

@@ -237,3 +237,12 @@ def test_a_secret_reaches_the_container_and_nothing_else(aws: Requests) -> None:
     assert reason.startswith("ClientError: HF_TOKEN_SECRET_ARN (") and "ResourceNotFoundException" in reason
     isolated = aws.run("isolated-secret", EnableNetworkIsolation=True, **given)
     assert "no credentials to read it with" in isolated["FailureReason"]
+
+
+def test_a_channel_cannot_overwrite_the_jobs_own_files(aws: Requests) -> None:
+    aws.s3.put_object(Bucket="local", Key="evil/hyperparameters.json", Body=b"{}")
+    source = {"S3DataType": "S3Prefix", "S3Uri": "s3://local/evil/", "S3DataDistributionType": "FullyReplicated"}
+    for name in ("..", "."):
+        channel = {"ChannelName": name, "DataSource": {"S3DataSource": source}}
+        with pytest.raises(ClientError, match="is not a channel name"):
+            aws.sm.create_training_job(**aws.job("channel-above", InputDataConfig=[channel]))

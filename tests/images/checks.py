@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness import images
+from harness.images import build as images
 from tests.images.conftest import docker
 
 INSIDE = Path(__file__).with_name("inside.py")

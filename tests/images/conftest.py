@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import images
 from harness.bootstrap import find_torch_wheel
 from harness.executors.spec import MARKER
-from harness.images import Build
+from harness.images import build as images
+from harness.images.build import Build
 from tests.chain.conftest import tiny_model
 
 __all__ = ["tiny_model"]

@@ -196,7 +196,7 @@ class _Proxy(socketserver.BaseRequestHandler):
 
 
 class _Api(BaseHTTPRequestHandler):
-    """AmazonEC2ContainerRegistry_V20150921, as far as harness/registry.py uses it."""
+    """AmazonEC2ContainerRegistry_V20150921, as far as harness/images/registry.py uses it."""
 
     def log_message(self, *_: object) -> None:
         pass

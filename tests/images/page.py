@@ -6,8 +6,8 @@ Sizes are in docs/images.md: they change with every line of code.
 
 from __future__ import annotations
 
-from harness import images
-from harness.images import Build
+from harness.images import build as images
+from harness.images.build import Build
 from tests.images.conftest import ROOT, docker
 
 PAGE = ROOT / "docs" / "reference" / "images.md"

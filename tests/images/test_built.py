@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import images, stacks
-from harness.images import Build
+from harness.images import build as images
+from harness.images.build import Build
+from harness.spec import stacks
 from tests.images import checks
 from tests.images.conftest import HARNESS, ROOT, copy_of_sources, docker
 from tests.images.page import PAGE, page

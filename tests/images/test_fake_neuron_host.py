@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from containers import contract
-from harness import images, neuron_host
-from harness.images import Build
+from harness.executors import neuron_host
+from harness.images import build as images
+from harness.images.build import Build
 from tests.aws.fake_host import fake_host
 from tests.chain.conftest import write_tiny_run
 from tests.images.conftest import HARNESS, ROOT, docker, left_over
@@ -102,9 +103,16 @@ class Shell:
         self.run("down", "--all")
 
 
+def running(name: str) -> str:
+    """The id of the container of a job or an endpoint; its label has the server's prefix before the name."""
+    shown = docker("ps", "--no-trunc", "--format", '{{.ID}} {{.Label "NEURON_HARNESS_CONTAINER"}}').splitlines()
+    (container,) = (line.split()[0] for line in shown if name in line.split()[-1])
+    return container
+
+
 def inside(name: str) -> tuple[list[str], dict[str, str]]:
     """Device files and the runtime's variables, as a program in the container sees them."""
-    (container,) = docker("ps", "--quiet", "--filter", f"label=NEURON_HARNESS_CONTAINER={name}").split()
+    container = running(name)
     listing = docker("exec", container, "sh", "-c", "ls -d /dev/neuron* /dev/infiniband/* 2>/dev/null; true")
     devices = listing.split()
     for device in devices:
@@ -134,7 +142,7 @@ def from_nothing_to_nothing(shell: Shell) -> None:
     record = tmp_path / "runs" / run_id
     request = json.loads((record / "requests" / f"CreateTrainingJob-{run_id}.json").read_text())
     assert request["AlgorithmSpecification"]["TrainingImage"] == Build().name("train")
-    assert (tmp_path / "runs" / "s3" / "local" / "runs" / run_id / "output").is_dir()
+    assert (tmp_path / ".local-ec2" / "s3" / "local" / "runs" / run_id / "output").is_dir()
 
     assert shell.run("deploy").strip().endswith(f"{run_id}-tuned")
     # One core of the device is the endpoint's: no job fits beside it, another endpoint does.
@@ -170,7 +178,7 @@ def test_jobs_side_by_side_have_cores_of_their_own_and_a_kill_frees_them(
         third, three = shell.training({one, two})
         assert inside(three) == (["/dev/neuron0"], cores("0-1", 2))
 
-        (container,) = docker("ps", "--quiet", "--filter", f"label=NEURON_HARNESS_CONTAINER={three}").split()
+        container = running(three)
         docker("kill", container)
         third.ends(5)
         fourth, four = shell.training({one, two, three})
@@ -187,7 +195,7 @@ def test_shared_memory_and_a_network_that_leads_nowhere(as_if_real: None, tiny_m
     shell = Shell(tmp_path, 1)
     command, run_id = shell.training(set())
     try:
-        (container,) = docker("ps", "--quiet", "--filter", f"label=NEURON_HARNESS_CONTAINER={run_id}").split()
+        container = running(run_id)
         shared = int(docker("exec", container, "df", "--output=size", "-B1", "/dev/shm").split()[-1])
         assert shared > 1 << 30
         # Shut off, and yet the interface that resourceconfig.json names is there.

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from harness import shell
-from harness.emulator import control
-from harness.emulator.control import Server
-from harness.images import DEBIAN_IMAGE
+from harness.images.build import DEBIAN_IMAGE
+from harness.local import control
+from harness.local.control import Server
 from tests.chain.conftest import write_tiny_run
 from tests.emulator.conftest import client, start
 from tests.emulator.requests import Requests
@@ -263,7 +263,7 @@ def test_an_endpoint_whose_pings_fail_leaves_nothing(aws: Requests, tiny_model: 
 def test_a_whole_run_on_platform_local_in_containers(built: dict[str, str], tiny_model: Path, tmp_path: Path) -> None:
     folder = write_tiny_run(tiny_model, tmp_path).parent
     done = subprocess.run(
-        [*HARNESS, "run", "--platform", "local", "--executor", "docker", "tiny.toml"],
+        [*HARNESS, "run", "--executor", "docker", "tiny.toml"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HARNESS_RUNS_DIR": str(tmp_path / "runs")},
         capture_output=True,
@@ -276,7 +276,7 @@ def test_a_whole_run_on_platform_local_in_containers(built: dict[str, str], tiny
     record = next((tmp_path / "runs").glob("tiny-*"))
     request = json.loads(next((record / "requests").glob("CreateTrainingJob-*")).read_text())
     assert request["AlgorithmSpecification"]["TrainingImage"] == built["train"]
-    assert "ended the local SageMaker" in done.stderr
+    assert "stopped the local SageMaker" in done.stderr
     assert left_over() == []
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import profile as profiles
-from harness.profile import Profile
+from harness.spec import profile as profiles
+from harness.spec.profile import Profile
 from tests.images.conftest import HARNESS, ROOT, copy_of_sources, docker
 from tests.images.ecr import Ecr
 

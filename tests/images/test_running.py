@@ -20,9 +20,10 @@ import urllib3
 
 from containers import contract
 from containers.contract import Paths, Resources, TrainingInput
-from harness.emulator.hosting import free_port
 from harness.executors import docker as executor
 from harness.executors.spec import ContainerSpec, Handle
+from harness.local import control
+from harness.local.endpoints.container import free_port
 from tests.chain.conftest import write_tiny_run
 from tests.images.conftest import HARNESS, ROOT, docker, left_over
 
@@ -266,7 +267,7 @@ def test_hosts_of_a_job_find_each_other_by_name(built: dict[str, str], tmp_path:
 def test_what_needs_more_than_its_memory_is_killed(
     built: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Handle]
 ) -> None:
-    monkeypatch.setattr("harness.executors.dockercreate.memory_limit", lambda: 200_000_000)
+    monkeypatch.setattr("harness.executors.docker.memory_limit", lambda: 200_000_000)
     paths = Paths(tmp_path)
     (paths.base / "input").mkdir()
     program = paths.base / "input" / "eat"
@@ -312,7 +313,7 @@ def test_a_whole_run_in_containers(built: dict[str, str], tiny_model: Path, tmp_
     assert child.returncode == 0, out
     assert "after fine-tuning                100.0 %" in out
     record = next((tmp_path / "runs").glob("tiny-*"))
-    assert json.loads((record / "executor.json").read_text())["executor"] == "docker"
+    assert json.loads((record / "platform.json").read_text())["executor"] == "docker"
     request = json.loads(next((record / "requests").glob("CreateTrainingJob-*")).read_text())
     assert request["AlgorithmSpecification"]["TrainingImage"] == built["train"]
     assert "step=60/60" in (record / "logs" / "train.log").read_text()
@@ -344,14 +345,16 @@ def test_an_interrupted_run_leaves_nothing_and_goes_on(
     out, _ = going_on.communicate(timeout=300)
     assert going_on.returncode == 0, out
     assert "step=120/120" in found[0].read_text()
-    assert list((tmp_path / "runs" / run_id / "job" / "model").iterdir())
+    jobs = sorted(p.name for p in (tmp_path / ".local" / "s3" / "local" / "runs" / run_id / "output").iterdir())
+    # Stopped with a checkpoint, it goes on as a second attempt; whose harness was killed, it was followed to its end.
+    assert jobs == ([run_id, f"{run_id}-r2"] if signum == signal.SIGINT else [run_id])
 
 
 KILLED = """
-# The command line, killed at the start of its nth container: by then the hosts' network is there.
-import os, signal
-from harness.cli.main import main
+# The local SageMaker, killed at the start of its nth container: by then the hosts' network is there.
+import os, signal, sys
 from harness.executors import docker
+from harness.local.server import main
 real, seen = docker._docker, []
 def counting(*words, **more):
     seen.extend(word for word in words[:1] if word == "create")
@@ -359,7 +362,7 @@ def counting(*words, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*words, **more)
 docker._docker = counting
-main()
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -370,14 +373,23 @@ def test_killed_between_the_starts_of_several_hosts_it_leaves_nothing_for_long(
     """At the first start the network is there, at the second a container; `down` finds them, a repeat too."""
     run_file = write_tiny_run(tiny_model, tmp_path, steps=5)
     run_file.write_text(run_file.read_text() + "train_instance_count = 2\n")
-    words = ["train", "--executor", "docker", "tiny.toml"]
-    child = run_harness(tmp_path, *words, start=[sys.executable, "-c", KILLED.format(nth=nth)])
-    child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL
+    state = tmp_path / ".local"
+    server = run_harness(
+        tmp_path, str(state), "--executor", "docker", start=[sys.executable, "-c", KILLED.format(nth=nth)]
+    )
+    while control.find(state) is None:
+        assert server.poll() is None, server.communicate()
+        time.sleep(0.1)
+    child = run_harness(tmp_path, "train", "--executor", "docker", "tiny.toml")
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 10, out
+    server.communicate(timeout=60)
+    assert server.returncode == -signal.SIGKILL
     assert len(left_over()) == left
     run_id = next((tmp_path / "runs").glob("tiny-*")).name
     after = run_harness(tmp_path, *(["down", run_id] if nth == 1 else ["train", run_id]))
     out, _ = after.communicate(timeout=300)
     assert after.returncode == 0, out
     assert left_over() == []
-    assert len(list((tmp_path / "runs" / run_id / "logs").glob("train-algo-*.log"))) == (0 if nth == 1 else 2)
+    logs = list((state / "logs").glob(f"*/training-jobs/{run_id}-r2/attempt-1-algo-*.log"))
+    assert len(logs) == (0 if nth == 1 else 2)

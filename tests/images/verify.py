@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import images, registry
 from harness.cli import output
 from harness.errors import HarnessError
-from harness.images import Build
+from harness.images import build as images, registry
+from harness.images.build import Build
 from tests.images import checks
 
 

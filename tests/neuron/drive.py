@@ -19,6 +19,8 @@ from transformers import Trainer, TrainerCallback
 
 from train import run_clm, signature
 from train.devices import neuron
+from train.losses import STEP_TOKENS, label_count
+from train.packing import Rows
 
 
 class CountCompilations(TrainerCallback):
@@ -52,22 +54,26 @@ def break_on_purpose(mutant: str) -> None:  # noqa: C901 (a list)
 
         neuron.adapt = faster
     elif mutant == "mask":
-        build = run_clm.build_rows
+        row = Rows.__getitem__
 
-        def unmasked(*args: Any) -> Any:
-            rows = build(*args)
-            rows.labels[:] = np.where(rows.attention_mask == 1, rows.input_ids, rows.labels)
-            return rows
+        def unmasked(self: Any, index: int) -> Any:
+            made = row(self, index)
+            return {**made, "labels": np.where(made["attention_mask"] == 1, made["input_ids"], made["labels"])}
 
-        run_clm.build_rows = unmasked
-    elif mutant == "accumulation":  # upstream's own way: sums over the batches of a step
-        made = trainer.__init__
+        Rows.__getitem__ = unmasked
+    elif mutant == "attention":  # packed rows with a causal mask only
+        neuron.packing.attention = lambda inputs, dtype: {k: v for k, v in inputs.items() if k != "segment_ids"}
+    elif mutant in ("accumulation", "equal_microbatches"):  # upstream's own ways: sums, or means, of batches' means
+        ours, share = trainer.compute_loss, mutant == "equal_microbatches"
 
-        def summing(self: Any, **kwargs: Any) -> None:
-            made(self, **kwargs)
-            self.model_accepts_loss_kwargs = True
+        def by_batches(self: Any, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            if return_outputs:
+                return ours(self, model, inputs, return_outputs)
+            inputs = {k: v for k, v in inputs.items() if k != STEP_TOKENS}
+            loss = NeuronTrainer.compute_loss(self, model, inputs, label_count(inputs["labels"]))
+            return loss / self.args.gradient_accumulation_steps if share else loss
 
-        trainer.__init__ = summing
+        trainer.compute_loss = by_batches
     elif mutant == "order":  # the same order in every epoch, as upstream has with several workers
         loader = trainer.get_train_dataloader
 
@@ -80,7 +86,7 @@ def break_on_purpose(mutant: str) -> None:  # noqa: C901 (a list)
     elif mutant == "evaluation":  # upstream's own way: TypeError
         trainer.compute_loss = NeuronTrainer.compute_loss
     elif mutant == "equal_batches":  # upstream's own way: every batch counts the same, however few rows it has
-        trainer.compute_loss = plain_compute_loss
+        trainer._evaluation_loss = plain_evaluation_loss
     elif mutant == "repeated_rows":  # torch's own way: the first rows once more, and they count again
         neuron.FullBatches.__getitem__ = lambda self, index: self.rows[index % len(self.rows)]
     elif mutant == "save":
@@ -105,10 +111,8 @@ def break_on_purpose(mutant: str) -> None:  # noqa: C901 (a list)
         raise ValueError(mutant)
 
 
-def plain_compute_loss(
-    self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-) -> Any:
-    return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+def plain_evaluation_loss(self: Any, model: Any, inputs: Any) -> Any:
+    return Trainer.compute_loss(self, model, inputs, return_outputs=True)
 
 
 def keep_length(self: Any, rows: Any, batch: int) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from train.launch import ONE_HOST
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = ROOT / ".venv-neuron" / "bin" / "python"
 pytestmark = [pytest.mark.neuron, pytest.mark.timeout(600)]
@@ -39,6 +41,11 @@ ARGUMENTS = {
 }
 SAVES = {"save_strategy": "steps", "save_steps": 12}
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 5}
+LORA = {"use_peft": "true", "lora_r": 4, "lora_alpha": 8}
+# With the highest loss as the best, the first evaluation stays the best, and the third one ends the training.
+WORST = {"metric_for_best_model": "loss", "greater_is_better": "true", "early_stopping_patience": 2}
+# Device neuron leaves incomplete steps out.
+PACKED = {"packing": "true", "gradient_accumulation_steps": 1, "dataloader_drop_last": "true"}
 # Every run on device neuron that a test asks for and that needs no other first: name -> what is broken on purpose,
 # arguments. They are made two at a time while the tests wait for the one they look at.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,6 +53,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "learning_rate": ("learning_rate", {}),
     "mask": ("mask", {}),
     "accumulation": ("accumulation", {}),
+    "equal_microbatches": ("equal_microbatches", {}),
     "order": ("order", {}),
     "evaluation": ("evaluation", {"max_steps": 1}),
     "equal_batches": ("equal_batches", EVALUATES),
@@ -56,10 +64,16 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "save": ("save", SAVES),
     "resume": ("resume", SAVES),
     "bf16": ("none", {"bf16": "true"}),
+    "packed": ("none", {**PACKED, **EVALUATES}),
+    "attention": ("attention", PACKED),
     "refused": ("none", {"tensor_parallel_size": 2}),
     "asynchronous": ("none", {"async_save": "true"}),
     "rows": ("none", {"gradient_accumulation_steps": 17}),
     "precompile": ("none", {"max_steps": 500}),
+    "lora": ("none", {**LORA, **SAVES, **EVALUATES}),
+    "nan": ("none", {"learning_rate": 1e30, "logging_steps": 10, **SAVES, "save_steps": 3}),
+    "smoothing": ("none", {"label_smoothing_factor": 0.3, "max_steps": 5}),
+    "best": ("none", {**EVALUATES, **SAVES, "save_steps": 5, "load_best_model_at_end": "true", **WORST}),
 }
 ENVIRONMENTS = {"precompile": {"NEURON_EXTRACT_GRAPHS_ONLY": "1"}}
 
@@ -89,7 +103,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = python("-m", "tests.chain.make_tiny_model", str(folder / "model"))
     assert done.returncode == 0, done.stdout
     for name, count in (("train", TRAIN_ROWS), ("validation", 19)):
-        rows = [("red", "Yes") if i % 2 else ("blue", "No") for i in range(count)]
+        # Answers of one to eight tokens, so that a mean over labels is no mean over batches.
+        rows = [("red", "Yes" + " is" * (i % 5)) if i % 2 else ("blue", "No" + "!" * (i % 7)) for i in range(count)]
         lines = [json.dumps({"prompt": f"{name[0]}{i} {w}: warm?", "completion": a}) for i, (w, a) in enumerate(rows)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return folder
@@ -244,7 +259,7 @@ def test_losses_gradients_and_rates_equal_the_cpu_devices_over_twenty_steps(cpu:
     assert cpu.of("loss")[STEPS] < 0.6 * cpu.of("loss")[1], "it has to learn for the comparison to mean much"
 
 
-@pytest.mark.parametrize("mutant", ["learning_rate", "mask", "accumulation", "order"])
+@pytest.mark.parametrize("mutant", ["learning_rate", "mask", "accumulation", "equal_microbatches", "order"])
 def test_the_comparison_sees_each_mutant(forge: Forge, cpu: Run, mutant: str) -> None:
     found = differences(cpu, forge.result(mutant).good())
     assert any(line.startswith("loss") for line in found), found
@@ -268,6 +283,25 @@ def test_the_comparison_sees_an_evaluation_that_counts_filled_batches_whole(
     run = forge.result(mutant).good()
     assert differences(cpu, run) == []
     assert differences(cpu, run, "eval_loss") != []
+
+
+@pytest.fixture(scope="session")
+def packed_cpu(work: Path) -> Run:
+    words = arguments(work, work / "packed-cpu", "cpu", use_cpu="true", **PACKED, **EVALUATES)
+    done = python("-m", "train.run_clm", *words, USE_TORCH_XLA="0")
+    return read(done.returncode, done.stdout, work / "packed-cpu").good()
+
+
+def test_packed_rows_give_the_cpu_devices_losses(forge: Forge, cpu: Run, packed_cpu: Run) -> None:
+    run = forge.result("packed").good()
+    assert "train: 32 packed rows of 24 tokens" in run.output
+    assert differences(packed_cpu, run) == []
+    assert differences(packed_cpu, run, "eval_loss") == []
+    assert run.of("loss")[1] != cpu.of("loss")[1], "other rows"
+
+
+def test_the_comparison_sees_examples_that_look_at_their_neighbours(forge: Forge, packed_cpu: Run) -> None:
+    assert differences(packed_cpu, forge.result("attention").good()) != []
 
 
 # -- compilations
@@ -341,7 +375,7 @@ def test_it_resumes_where_it_stopped_when_started_as_the_container_does(work: Pa
     shutil.copytree(saved, folder / "checkpoints" / "checkpoint-12")
     done = with_shim("-m", "train.run_clm", *arguments(work, folder, "neuron", **SAVES), folder=folder)
     run = read(done.returncode, done.stdout, folder).good()
-    assert "train.workers --nproc_per_node=1 --standalone -m train.run_clm" in run.output
+    assert f"train.workers --nproc_per_node=1 {' '.join(ONE_HOST)} -m train.run_clm" in run.output
     assert "resuming from checkpoint-12" in run.output
     assert "step=12/" not in run.output
     assert "step=13/" in run.output
@@ -367,6 +401,86 @@ def test_bf16_as_upstream_does_it(forge: Forge, cpu: Run) -> None:
     assert differences(cpu, run) != [], "bf16 was in force"
 
 
+# -- LoRA, the best model, losses that are no numbers
+
+
+@pytest.fixture(scope="session")
+def cpu_runs(work: Path) -> dict[str, Run]:
+    """The same on device cpu: LoRA, label smoothing, an early stop."""
+    found = {}
+    for name in ("lora", "smoothing", "best"):
+        more = {**RUNS[name][1], "use_cpu": "true"}
+        folder = work / f"cpu {name}"
+        done = python("-m", "train.run_clm", *arguments(work, folder, "cpu", **more), USE_TORCH_XLA="0")
+        found[name] = read(done.returncode, done.stdout, folder).good()
+    return found
+
+
+def test_lora_trains_the_same_and_as_many_parameters_as_it_says(
+    work: Path, forge: Forge, cpu_runs: dict[str, Run]
+) -> None:
+    ours, theirs = forge.result("lora").good(), cpu_runs["lora"]
+    assert differences(theirs, ours) == []
+    assert differences(theirs, ours, "eval_loss") == []
+    line = next(text for text in theirs.output.splitlines() if text.startswith("LoRA: "))
+    assert "8,192 of 100,864 parameters are trained" in line
+    assert line in ours.output
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (ours.folder / "model" / "adapter" / name).is_file()
+        assert (ours.folder / "checkpoints" / "checkpoint-12" / name).is_file()
+    assert not (ours.folder / "checkpoints" / "checkpoint-12" / "model.safetensors").exists()
+    done = python(
+        "-m",
+        "tests.neuron.compare",
+        *(str(f) for f in (ours.folder / "model", theirs.folder / "model", work / "model")),
+    )
+    apart, trained = json.loads(done.stdout.splitlines()[-1])
+    assert apart < 0.1 * trained, "merged weights"
+
+
+def test_nothing_is_compiled_after_the_first_steps_with_lora(forge: Forge) -> None:
+    test_nothing_is_compiled_after_the_first_steps_of_training_and_evaluation(forge.result("lora").good())
+
+
+def test_lora_resumes_from_its_adapters(forge: Forge) -> None:
+    whole = forge.result("lora").good()
+    folder = forge.work / "lora-checkpoints"
+    shutil.copytree(whole.folder / "checkpoints" / "checkpoint-12", folder / "checkpoint-12")
+    forge.submit("lora resumed", "none", {**LORA, **SAVES, **EVALUATES, "output_dir": folder})
+    again = forge.result("lora resumed").good()
+    assert "resuming from checkpoint-12" in again.output
+    assert "step=12/" not in again.output
+    assert again.of("loss") == whole.of("loss")
+
+
+def test_losses_that_are_no_numbers_between_two_log_lines_publish_no_checkpoint(forge: Forge) -> None:
+    run = forge.result("nan")
+    assert run.code != 0
+    assert "TrainingError: step 3: the weights hold nan or inf" in run.output
+    assert "there is no checkpoint before it" in run.output
+    assert list(run.folder.glob("checkpoints/checkpoint-*/complete.json")) == []
+    assert not (run.folder / "model" / "model.safetensors").exists()
+
+
+def test_label_smoothing_is_the_cpu_devices(forge: Forge, cpu: Run, cpu_runs: dict[str, Run]) -> None:
+    ours, theirs = forge.result("smoothing").good().of("loss"), cpu_runs["smoothing"].of("loss")
+    assert max(abs(ours[step] - theirs[step]) for step in theirs) < ALLOWED["loss"]
+    assert abs(ours[1] - cpu.of("loss")[1]) > 0.01
+
+
+def test_early_stop_and_best_checkpoint_are_the_cpu_devices(forge: Forge, cpu_runs: dict[str, Run]) -> None:
+    ours, theirs = forge.result("best").good(), cpu_runs["best"]
+    for run in (ours, theirs):
+        assert "early stop after step 15: 2 evaluations without a better eval_loss" in run.output
+        assert "best: checkpoint-5, eval_loss" in run.output
+    done = python("-m", "tests.neuron.compare", *(str(r.folder / "model") for r in (ours, theirs, theirs)))
+    apart, _ = json.loads(done.stdout.splitlines()[-1])
+    saved = ours.folder / "checkpoints" / "checkpoint-5"
+    done = python("-m", "tests.neuron.compare", str(ours.folder / "model"), str(saved), str(saved))
+    assert json.loads(done.stdout.splitlines()[-1])[0] < 0.02, "bf16's rounding"
+    assert apart < 0.1
+
+
 # -- refusals
 
 
@@ -381,7 +495,9 @@ def test_a_layout_that_does_not_fit_is_refused_before_anything_is_built(forge: F
 def test_a_save_that_goes_on_training_is_refused(forge: Forge) -> None:
     run = forge.result("asynchronous")
     assert run.code != 0
-    assert "SignatureError: async_save goes on training before a checkpoint's files are written" in run.output
+    assert (
+        "async_save has no effect here or cannot work: it goes on training before a checkpoint's files" in run.output
+    )
     assert run.of("loss") == {}
 
 
@@ -399,9 +515,11 @@ UNITS = (
     "upstreams_own_loss_takes_ignored_positions_in",
     "the_loss_is_put_where_upstream_looks_for_it",
     "flags_that_the_cpu_device_accepts_are_upstreams",
-    "workers_share_out_the_cpu_devices_order",
+    "workers_share_out_the_cpu_devices_order_in_whole_steps",
     "evaluation_rows_fill_whole_batches_without_labels",
     "a_whole_model_comes_from_weights_and_nothing_may_be_missing",
+    "pickled_weights_are_converted_before_the_second_worker_opens_them",
+    "a_worker_gets_its_core_of_the_lent_range",
 )
 
 

@@ -9,10 +9,12 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.data import IGNORED
 from train.devices import neuron
-from train.devices.cpu import EpochSampler
 from train.devices.ignored import NeuronFlags
+from train.order import Counted, EpochSampler
 
 TESTS: list[Callable[[], None]] = []
 
@@ -104,23 +106,27 @@ def flags_that_the_cpu_device_accepts_are_upstreams() -> None:
 
 
 @unit
-def workers_share_out_the_cpu_devices_order() -> None:
-    rows = list(range(23))
-    order = EpochSampler(23, None, 4, 7)
-    seen = []
-    for epoch in (0, 1):
-        order.set_epoch(epoch)
-        seen.append(list(order))
-        parts = []
-        for rank, replicas in ((0, 3), (1, 3), (2, 3), (0, 1)):
-            shard = neuron.EpochShard(rows, replicas, rank, EpochSampler(23, None, 4, 7))
-            shard.set_epoch(epoch)
-            parts.append(list(shard))
-        alone = parts.pop()
-        assert alone == seen[-1]
-        assert {len(part) for part in parts} == {7}
-        assert [x for group in zip(*parts) for x in group] == seen[-1][:21]
-    assert seen[0] != seen[1]
+def workers_share_out_the_cpu_devices_order_in_whole_steps() -> None:
+    rows = [{"labels": np.array([IGNORED, *([1] * (i % 3 + 1)), *([IGNORED] * (3 - i % 3))])} for i in range(23)]
+    for replicas, step_rows in ((3, 6), (1, 4)):
+        seen = []
+        for epoch in (0, 1):
+            parts = []
+            for rank in range(replicas):
+                counted = Counted(EpochSampler(23, None, 2, 7), rows, step_rows)
+                shard = neuron.EpochShard(rows, replicas, rank, counted)
+                shard.set_epoch(epoch)
+                parts.append(list(shard))
+                assert len(shard) == len(parts[-1]) == 23 // step_rows * step_rows // replicas
+            order = EpochSampler(23, None, 2, 7)
+            order.set_epoch(epoch)
+            found = [pair for group in zip(*parts) for pair in group]
+            assert [row for row, _ in found] == list(order)[: len(found)]
+            for start in range(0, len(found), step_rows):
+                step = found[start : start + step_rows]
+                assert {tokens for _, tokens in step} == {sum(row % 3 + 1 for row, _ in step)}
+            seen.append(found)
+        assert seen[0] != seen[1]
 
 
 @unit
@@ -145,10 +151,10 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
         model = small(tied)
         original = (copy.deepcopy(model.config), model.generation_config)
         weights = {k: v.clone() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
-        found = neuron._whole(original, weights)
+        found = neuron.whole(original, weights)
         ids = torch.arange(8)[None]
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            found.save_pretrained(folder)  # as the export does; what is no weight is made again by loading
+            found.save_pretrained(folder)  # as the export does; what is not a weight is made again by loading
             loaded = LlamaForCausalLM.from_pretrained(folder)
             torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
         less = {k: v for k, v in weights.items() if k != "model.norm.weight"}
@@ -159,11 +165,48 @@ def a_whole_model_comes_from_weights_and_nothing_may_be_missing() -> None:
             **untied,
         }.items():
             try:
-                neuron._whole(original, wrong)
+                neuron.whole(original, wrong)
             except RuntimeError as error:
                 assert name in str(error), error
             else:
                 raise AssertionError(f"{name}: let pass")
+
+
+@unit
+def pickled_weights_are_converted_before_the_second_worker_opens_them() -> None:
+    """Upstream's function gives the second worker a path where nothing is; whether it is there in time is luck."""
+    group = (torch.distributed.is_initialized, getattr(torch.distributed, "get_rank", None))
+    meet, ordinal = neuron.xm.rendezvous, neuron.xm.get_local_ordinal
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "pytorch_model.bin"
+        torch.save({"weight": torch.ones(3)}, weights)
+
+        def the_first_worker_comes(tag: str) -> None:
+            neuron.xm.get_local_ordinal = lambda: 0
+            neuron.xm.rendezvous = lambda tag: None
+            neuron.converted_once_a_host(weights)
+
+        torch.distributed.is_initialized, torch.distributed.get_rank = (lambda: True), (lambda: 1)
+        try:
+            assert not neuron._convert(weights).exists(), "upstream waits for nobody"
+            neuron.xm.get_local_ordinal, neuron.xm.rendezvous = (lambda: 1), the_first_worker_comes
+            assert neuron.converted_once_a_host(weights).is_file()
+        finally:
+            torch.distributed.is_initialized, torch.distributed.get_rank = group
+            neuron.xm.rendezvous, neuron.xm.get_local_ordinal = meet, ordinal
+
+
+@unit
+def a_worker_gets_its_core_of_the_lent_range() -> None:
+    """torch_xla 2.1.0 would give worker 1 the core 1, whatever the container was lent."""
+    known = {name: os.environ.get(name) for name in ("NEURON_RT_VISIBLE_CORES", "NEURON_PJRT_PROCESS_INDEX")}
+    neuron.LENT = "4-5"
+    neuron.set_own_core(1)
+    assert (os.environ["NEURON_RT_VISIBLE_CORES"], os.environ["NEURON_PJRT_PROCESS_INDEX"]) == ("5", "1")
+    neuron.torch_xla_neuron.initialize_env(1)  # upstream's, as long as no arguments were made in this process
+    assert os.environ["NEURON_RT_VISIBLE_CORES"] == "1"
+    for name, value in known.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 UPSTREAM = neuron._every_position

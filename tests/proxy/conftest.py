@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.emulator import control
-from harness.emulator.control import Server
+from harness.local import control
+from harness.local.control import Server
 from tests.emulator.conftest import client
 from tests.emulator.requests import Requests
 

@@ -37,7 +37,8 @@ class Device:
 
     def run(self, tag: str, size: int, *inputs: torch.Tensor) -> torch.Tensor:
         """Execute the graph `tag` of bucket `size`; logits of shape (vocabulary, 1, rows)."""
-        ids, cache_ids, start_ids, last = (t.tolist() for t in inputs)
+        # OPT and GPT-2 add the start of an attention window, which they do not use here.
+        ids, cache_ids, start_ids, last = (t.tolist() for t in inputs[:4])
         width = size if tag == "context" else 1
         rows = 1 if tag == "context" else len(self.tokens)
         shape = [width] * rows
@@ -60,6 +61,12 @@ class Device:
             self.places[slot][place] = place
         return torch.cat([self._column(slot, c[0] + 1) for slot, c in enumerate(cache_ids)], dim=2)
 
+    def broadcast(self) -> None:
+        """GPT-2's prompt graph has a cache of one slot, which is then copied to every slot of the token graph."""
+        self.trace.append({"graph": "broadcast"})
+        for slot in range(1, len(self.tokens)):
+            self.tokens[slot], self.places[slot] = list(self.tokens[0]), list(self.places[0])
+
     def _column(self, slot: int, length: int) -> torch.Tensor:
         logits = self.logits(slot, tuple(self.tokens[slot][:length]), tuple(self.places[slot][:length]))
         return logits.reshape(-1, 1, 1)
@@ -77,17 +84,18 @@ class Echo(Device):
         return out
 
 
-class Llama(Device):
+class Hosted(Device):
     """The model of a directory, computed by transformers in fp32 from weights rounded to `amp`."""
 
     def __init__(self, slots: int, positions: int, folder: Path, amp: str) -> None:
         super().__init__(slots, positions)
-        from transformers import AutoConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        model = LlamaForCausalLM(AutoConfig.from_pretrained(folder)).eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
         weights = {k: v.to(AMP[amp]).float() for k, v in read_weights(folder).items()}
-        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-        model.load_state_dict(weights)
+        missing = model.load_state_dict(weights, strict=False).missing_keys
+        assert missing in ([], ["lm_head.weight"]), missing  # a tied output layer has no entry of its own
+        model.tie_weights()
 
         @lru_cache(maxsize=4096)
         def logits(tokens: tuple[int, ...], places: tuple[int, ...]) -> torch.Tensor:

@@ -32,9 +32,9 @@ MUTANTS = {
     "positions are counted anew": ("cache_ids if width == bucket else", "None if width == bucket else"),
     "slots may differ from batch_size": ("assert not batching or", "assert True or"),
     "a missing graph is compiled": (
-        "(self.compiled / _file_of(kernel)).read_bytes() if self.compiled else",
-        "(self.compiled / _file_of(kernel)).read_bytes()"
-        " if self.compiled and (self.compiled / _file_of(kernel)).exists() else",
+        "kernel.neff_bytes = (self.compiled / _file_of(kernel)).read_bytes()",
+        "file = self.compiled / _file_of(kernel); "
+        "kernel.neff_bytes = file.read_bytes() if file.exists() else kernel.compile()",
     ),
     "the newer name is not known": ('kwargs.get("max_num_seqs") is not None', "False"),
     "every kind of model is taken": ("assert kind in SUPPORTED", "assert kind"),

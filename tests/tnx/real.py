@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 
 import torch
 
-from tests.tnx.device import Device, Kernel, Llama
+from tests.tnx.device import Device, Hosted, Kernel
 
 CLOSED = ("torch_neuronx", "libneuronxla", "neuronxcc", "torch_xla")
 
@@ -50,7 +50,7 @@ class IdEmbedding(torch.nn.Module):
         return ids.unsqueeze(-1)
 
 
-def install(source: Path, make_device: Any = None) -> ModuleType:
+def install(source: Path, make_device: Any = None) -> ModuleType:  # noqa: C901 (a list of replacements)
     """Import the package; its models run on `make_device(model)`, by default the model of their directory."""
     sys.meta_path.insert(0, _Stubs())
     sys.path.insert(0, str(source / "src"))
@@ -81,8 +81,8 @@ def install(source: Path, make_device: Any = None) -> ModuleType:
     def load_weights(self: Any) -> None:
         device = (make_device or _device_of)(self)
         self.device = device
-        facts = f"{self.config.hidden_size} {self.batch_sizes} {self.config.amp} {self.config.tp_degree}"
-        self.chkpt_model.model._modules["embed_tokens"] = IdEmbedding()
+        facts = f"{_hidden(self.config)} {self.decoder_lm_head.batch_size} {self.config.amp} {self.config.tp_degree}"
+        _embed_ids(self)
         heads = [
             ("token", self.decoder_lm_head),
             *(("context", h) for h in self.decoder_lm_head_for_context.values()),
@@ -90,6 +90,10 @@ def install(source: Path, make_device: Any = None) -> ModuleType:
         for tag, head in heads:
             head.inputs_sdim, head.use_executor = (1, 1, None, 0), True
             head.program = Program(tag, head, device, facts)
+        # GPT-2 only: after each prompt, its share of the cache goes to every slot (decoder.py, FastCacheBroadcaster).
+        for broadcaster in getattr(self, "broadcaster", {}).values():
+            broadcaster.run_broadcast = device.broadcast
+            self.tensor_pool = importlib.import_module("transformers_neuronx.tensor_pool").TensorPool()
 
     def compile_here(self: Any, parallel_degree: int | None = None) -> None:
         for kernel in self._get_all_kernels():
@@ -102,7 +106,9 @@ def install(source: Path, make_device: Any = None) -> ModuleType:
 
         return load_state_dict_dir
 
-    tnx.LlamaForSampling.load_weights = load_weights
+    for model_class in set(tnx.modeling_auto.NEURON_MODEL_FOR_CAUSAL_LM_MAPPING.values()):
+        if issubclass(model_class, base.NeuronModelBase):
+            model_class.load_weights = load_weights
     base.NeuronModelBase.compile = compile_here
     base.NeuronModelBase.setup = lambda self: None
     wrapping = module.WrappingCheckpointCompatibleModel
@@ -110,5 +116,35 @@ def install(source: Path, make_device: Any = None) -> ModuleType:
     return tnx
 
 
+# Where each family keeps its embedding of tokens, and what else it adds to it before the device.
+EMBEDDINGS = {
+    "OPTForSampling": ("model.decoder", "embed_tokens", "embed_positions"),
+    "BloomForSampling": ("transformer", "word_embeddings", "word_embeddings_layernorm"),
+    "GPT2ForSamplingWithContextBroadcasting": ("transformer", "wte", "wpe"),
+}
+
+
+class Zero(torch.nn.Module):
+    """Positions add nothing to the numbers that stand for token ids."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(positions).unsqueeze(-1)
+
+
+def _embed_ids(model: Any) -> None:
+    """Send the device token ids in the place of their embeddings."""
+    path, tokens, *others = EMBEDDINGS.get(type(model).__name__, ("model", "embed_tokens"))
+    holder = model.chkpt_model
+    for name in path.split("."):
+        holder = getattr(holder, name)
+    holder._modules[tokens] = IdEmbedding()
+    for name in others:
+        holder._modules[name] = torch.nn.Identity() if name.endswith("layernorm") else Zero()
+
+
+def _hidden(config: Any) -> int:
+    return int(getattr(config, "hidden_size", None) or config.n_embd)
+
+
 def _device_of(model: Any) -> Device:
-    return Llama(model.batch_sizes[0], max(model.token_buckets), Path(model.folder), model.config.amp)
+    return Hosted(model.decoder_lm_head.batch_size[0], max(model.token_buckets), Path(model.folder), model.config.amp)

@@ -187,3 +187,30 @@ def test_keywords_and_cache(found: Any) -> None:
     assert not artifacts["cache set inside"]
     assert artifacts["cache set outside"]
     assert artifacts["cache on s3"] == "s3://bucket/cache"
+
+
+FAMILIES = json.loads((Path(__file__).resolve().parent / "families.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return drive(tmp_path_factory.mktemp("families"), "-m", "tests.tnx.families")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("family", sorted(FAMILIES["families"]))
+def test_the_double_does_to_each_family_what_the_source_does(families: Any, family: str) -> None:
+    """Built or not, every answer in any slot and company, and the kind of the first error; the words may differ."""
+    recorded, found = FAMILIES["families"][family], families[family]
+    for name in recorded:
+        expected, got = recorded[name], found[name]
+        if name == "error":
+            expected, got = expected.partition(":")[0], got.partition(":")[0]
+        assert got == expected, name
+
+
+def test_the_families_were_recorded_from_the_same_source() -> None:
+    assert FAMILIES["source"]["commit"] == TABLE["source"]["commit"]
+    allowed = [name for name, found in FAMILIES["families"].items() if found["answers"] == found["equal"] > 0]
+    assert allowed == ["llama", "mistral", "mixtral"]
+    assert not any(FAMILIES["families"][name]["unread weights"] for name in allowed)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from train.data import IGNORED
+from train import attention, best, hosts, lora, packing
+from train.arguments import LoraArguments
 from train.devices.ignored import HELP, NeuronFlags, given
+from train.health import require_finite, require_finite_weights
+from train.losses import STEP_TOKENS, is_proven, label_count, summed_loss
+from train.metrics import Work
+from train.order import Counted, CountedRows, EpochSampler, label_counts
+from train.precision import MasterWeights
 
 STATIC_SHAPES = False
 
@@ -28,7 +36,9 @@ class CpuArguments(NeuronFlags, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.half_precision_backend = "auto"
-        super().__post_init__()
+        hosts.join()
+        with hosts.alone():
+            super().__post_init__()
 
 
 ARGUMENTS = CpuArguments
@@ -37,7 +47,7 @@ ARGUMENTS = CpuArguments
 def choose_dtype(flags: set[str]) -> tuple[str, str]:
     """("bf16" | "fp32", reason). `flags` are the processor's, as /proc/cpuinfo lists them.
 
-    Measured on two cores (docs/status.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
+    Measured on two cores (docs/limits.md): bf16 is 2 times faster with AMX; without AMX or AVX512_BF16 it is
     emulated and slower than fp32.
     """
     if "amx_bf16" in flags:
@@ -57,94 +67,222 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 def adapt(arguments: TrainingArguments) -> tuple[TrainingArguments, str]:
     """The arguments as they run here, and why they differ from what was asked for."""
+    arguments.dataloader_pin_memory = False  # is for CUDA
+    arguments.remove_unused_columns = False  # it would drop what model.forward does not name, as step_tokens
     dtype, reason = choose_dtype(processor_flags())
+    arguments.number_format = dtype if arguments.bf16 else "fp32"
+    # Not by autocast: train/precision.py.
+    asked, arguments.bf16 = arguments.bf16, False
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    if arguments.gradient_checkpointing and arguments.gradient_checkpointing_kwargs is None:
+        # torch's older way gives no gradients where the embedding is frozen, as with LoRA.
+        arguments.gradient_checkpointing_kwargs = {"use_reentrant": False}
     ignored = given(arguments)
     without = f"; without effect here: {', '.join(ignored)}" if ignored else ""
-    if arguments.bf16 and dtype == "fp32":
-        arguments.bf16 = False
+    if asked and dtype == "fp32":
         return arguments, f"bf16 was asked for; training in fp32: {reason}{without}"
-    if arguments.bf16:
-        return arguments, f"training in bf16 (autocast, fp32 weights): {reason}{without}"
+    if asked:
+        return arguments, f"training in bf16 (with weights in fp32 for the optimizer): {reason}{without}"
     return arguments, f"training in fp32, as asked{without}"
 
 
 def load_model(name: str, arguments: TrainingArguments, **hub: Any) -> Any:
-    """The model in fp32; bf16 is autocast's."""
-    return AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32", **hub)
+    """The model in the number format that `adapt` chose."""
+    dtype = torch.bfloat16 if arguments.number_format == "bf16" else torch.float32
+    return AutoModelForCausalLM.from_pretrained(name, torch_dtype=dtype, **hub)
 
 
-class EpochSampler(torch.utils.data.Sampler[int]):
-    """A permutation by seed and epoch; with `lengths`, rows of like length come together (group_by_length)."""
+def add_adapters(model: Any, arguments: LoraArguments) -> tuple[Any, int]:
+    """(the model with LoRA adapters, number of trained parameters)."""
+    from peft import get_peft_model
 
-    def __init__(self, rows: int, lengths: list[int] | None, batch: int, seed: int) -> None:
-        self.rows, self.lengths, self.batch, self.seed, self.epoch = rows, lengths, batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.lengths is None:
-            return iter(torch.randperm(self.rows, generator=generator).tolist())
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+    return lora.wrap(model, arguments, get_peft_model)
 
 
 class AnswerLossTrainer(Trainer):
-    """The same losses as Trainer's with less arithmetic: tests/chain/test_losses.py compares the two.
+    """Trainer whose loss is divided by the labels of the whole optimizer step, with less arithmetic where proven.
 
-    Logits are computed only where there is a label: fine-tuning on answers has labels on a few tokens of a row,
-    while the output layer is a fifth of a small model. Columns that are padding in every row of a batch are left
-    out: rows are right padded and causal attention never looks at them.
+    For the families of train/losses.py the loss is our own; all others take model.forward's. tests/chain compares
+    both with transformers' own Trainer.
     """
 
-    def _get_train_sampler(self) -> Any:
-        """An order that depends on seed and epoch alone, so that a resumed run goes on with the same rows."""
-        rows = self.train_dataset
-        lengths = rows.attention_mask.sum(axis=1).tolist() if self.args.group_by_length else None
-        return EpochSampler(len(rows), lengths, self.args.train_batch_size, self.args.seed)
+    def __init__(self, **kwargs: Any) -> None:
+        self.workers = hosts.Workers()
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = True  # compute_loss has divided already
+        self.own_loss = is_proven(self.model)
+        self.masters: MasterWeights | None = None
+        self.accelerator.clip_grad_norm_ = self._clip
+        # Rows and labels of the evaluation data, so that each batch can be weighted by its labels.
+        self.evaluated = (0, 0)
+        packing.keep_segments(self)
+
+    def get_train_dataloader(self) -> Any:
+        """Rows in an order that depends on seed and epoch alone, each with the number of labels of its step."""
+        rows, batch = self.train_dataset, self.args.train_batch_size
+        lengths = None
+        if self.args.group_by_length:
+            lengths = rows.lengths.tolist()
+        order = EpochSampler(len(rows), lengths, batch, self.args.seed)
+        workers = self.workers
+        step_rows = batch * self.args.gradient_accumulation_steps * workers.size
+        loader = DataLoader(
+            CountedRows(rows),
+            batch_size=batch,
+            sampler=Counted(order, rows, step_rows, (workers.rank, workers.size)),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return self.accelerator.prepare(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every row counts: dataloader_drop_last is for the shapes of training, and the plan sets it."""
+        rows = eval_dataset if eval_dataset is not None else self.eval_dataset
+        self.evaluated = (len(rows), max(1, int(label_counts(rows).sum())))
         asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = asked
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int) -> tuple[list[Any], None]:
+        """The batches of the next step. Upstream's number for the last step of an epoch is wrong: it is made from the
+        rows instead of the batches, and what is left over is never learned from."""
+        return list(islice(epoch_iterator, self.args.gradient_accumulation_steps)), None
+
+    def create_optimizer(self) -> Any:
+        """Upstream's; for weights in bf16 it works on copies in fp32."""
+        if self.optimizer is None:
+            super().create_optimizer()
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            if any(p.dtype == torch.bfloat16 for p in trained):
+                self.masters = MasterWeights(trained)
+                self.masters.attach(self.optimizer)
+        return self.optimizer
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """AdamW in one pass over the weights where this torch can do it on a processor (2.4 and later)."""
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if kind is torch.optim.AdamW and has_fused_adamw():
+            kwargs["fused"] = True
+        return kind, kwargs
+
+    def _trained(self) -> list[Any]:
+        """What the optimizer works on: parameters, or their copies in fp32."""
+        if self.masters is not None:
+            return list(self.masters.of.values())
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _clip(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), max_norm, norm_type)
+        require_finite(self.state.global_step + 1, "the gradient's norm", float(norm))
+        return norm
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Upstream's; a loss that is no number ends the job before it reaches the weights."""
+        loss = super().training_step(model, inputs)
+        step = self.state.global_step + 1
+        self.workers.average_(step, [loss])
+        require_finite(step, "the loss", float(loss))
+        if self.accelerator.sync_gradients:
+            self.workers.average_(step, [p.grad for p in self._trained() if p.grad is not None])
+        return loss
+
+    def is_world_process_zero(self) -> bool:
+        """The first host writes logs and checkpoints."""
+        return self.workers.rank == 0
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream's, on the first host, and of weights that are numbers."""
+        require_finite_weights(self.state.global_step, dict(self.model.named_parameters()))
+        if self.workers.rank == 0:
+            super()._save_checkpoint(*args, **kwargs)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        width = int(inputs["attention_mask"].sum(dim=1).max())
-        labels = inputs["labels"][:, 1:width]
-        mask = inputs["attention_mask"][:, :width]
-        hidden = model.get_decoder()(input_ids=inputs["input_ids"][:, :width], attention_mask=mask)[0][:, :-1]
-        wanted = labels != IGNORED
-        logits = model.get_output_embeddings()(hidden[wanted]).float()
-        reduction = "mean" if num_items_in_batch is None else "sum"
-        loss = torch.nn.functional.cross_entropy(logits, labels[wanted], reduction=reduction)
-        if num_items_in_batch is not None:
-            loss = loss / num_items_in_batch
+        inputs = dict(inputs)
+        tokens = inputs.pop(STEP_TOKENS, None)
+        if tokens is None:
+            loss = self._loss(model, inputs, max(1, int(label_count(inputs["labels"]))), 0.0)
+        else:
+            # Losses and gradients are averaged over workers.
+            divisor = int(tokens[0]) / self.workers.size
+            loss = self._loss(model, inputs, divisor, self.args.label_smoothing_factor)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _loss(self, model: Any, inputs: dict[str, Any], divisor: float, smoothing: float) -> Any:
+        """The losses of all labels of a batch, added up and divided."""
+        if self.own_loss:
+            return summed_loss(model, inputs, divisor, smoothing)
+        outputs = model(**packing.attention(inputs, model.dtype))
+        loss = self.label_smoother(outputs, inputs["labels"], shift_labels=True) if smoothing else outputs.loss
+        return loss * (label_count(inputs["labels"]) / divisor)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Any, None, None]:
-        """Evaluation needs the loss alone."""
+        """The loss alone, without label smoothing; Trainer's mean over rows becomes one over labels."""
+        rows, labels = self.evaluated
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+            loss = self._loss(model, inputs, labels * inputs["labels"].shape[0] / rows, 0.0)
+        return loss.detach(), None, None
+
+
+def has_fused_adamw() -> bool:
+    """Whether this torch's AdamW has one pass over the weights for processors."""
+    try:
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 def trainer(**kwargs: Any) -> Trainer:
     """What run_clm trains with on this device."""
+    attention.install()
     return AnswerLossTrainer(**kwargs)
 
 
+def number_format(arguments: Any) -> str:
+    """bf16 or fp32, for the manifest and for what a checkpoint may be resumed by."""
+    return str(arguments.number_format)
+
+
+def work(trainer: Any, rows: Any, flops: float) -> Work:
+    """What a step does; the processor's peak is a matrix product's speed in this number format, measured now."""
+    arguments, workers = trainer.args, trainer.workers
+    positions = arguments.train_batch_size * arguments.gradient_accumulation_steps * workers.size * rows.block_size
+    peak = peak_flops(torch.bfloat16 if arguments.number_format == "bf16" else torch.float32)
+    return Work(positions * rows.filled, positions, flops, peak * workers.size)
+
+
+def peak_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
+    """Operations a second of the best of a few square matrix products."""
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    best_seconds = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        torch.mm(a, b)
+        best_seconds = min(best_seconds, time.perf_counter() - begin)
+    return 2.0 * size**3 / best_seconds
+
+
 def finished(trainer: Any) -> Any:
-    """The trained model; on other devices it may have to be fetched, and only one worker has it."""
+    """The trained model, with its adapters if it has any; None on every host but the first.
+
+    The weights are those of the best checkpoint where one is asked for (train/best.py).
+    """
+    workers, masters = trainer.workers, trainer.masters
+    if workers.rank != 0:
+        return None
+    if chosen := best.checkpoint_of(trainer):
+        trainer._load_from_checkpoint(str(chosen))
+    elif masters is not None:
+        masters.into_model()
     return trainer.model
 
 

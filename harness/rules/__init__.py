@@ -1,0 +1,1 @@
+"""What is known to fail on Neuron and SageMaker, as rules with a source each."""

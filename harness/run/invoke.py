@@ -1,0 +1,79 @@
+"""What is asked of an endpoint and what it answers: LMI's schema, whatever the platform."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import EndpointFailed, InvalidInput, Problem
+
+
+def request(prompts: list[str] | str, **parameters: Any) -> dict[str, Any]:
+    """The body of an invocation."""
+    return {"inputs": prompts, "parameters": parameters} if parameters else {"inputs": prompts}
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: of a .jsonl each row's `prompt`, of another each line.
+
+    Raises InvalidInput naming file, line and reason for everything that is not a string.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from None
+    prompts, problems = [], []
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8")
+            prompt = json.loads(text)["prompt"] if path.suffix == ".jsonl" else text
+            if not isinstance(prompt, str) or "\0" in prompt:
+                raise TypeError("prompt must be a string")
+            prompts.append(prompt)
+        except UnicodeDecodeError as error:
+            problems.append(Problem(f"{path} line {number}: not UTF-8 ({error.reason} at byte {error.start})"))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            problems.append(Problem(f"{path} line {number}: {reason}", hint='a row is {"prompt": "..."}'))
+    if not prompts and not problems:
+        problems.append(Problem(f"{path}: no prompts"))
+    if problems:
+        raise InvalidInput.of(problems)
+    return prompts
+
+
+def texts(answer: bytes) -> list[str]:
+    """The generated texts of an answer, one per prompt. Raises EndpointFailed for anything else."""
+    try:
+        rows = json.loads(answer)
+        return [str(row["generated_text"]) for row in (rows if isinstance(rows, list) else [rows])]
+    except (ValueError, KeyError, TypeError):
+        raise EndpointFailed("the endpoint's answer is not LMI's", answer[:200].decode(errors="replace")) from None
+
+
+def pieces(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The text of a JSON-lines stream, piece by piece; chunk boundaries may be anywhere."""
+    buffer = b""
+    for chunk in chunks:
+        buffer += chunk
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield _piece(line)
+    if buffer.strip():
+        yield _piece(buffer)
+
+
+def _piece(line: bytes) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise EndpointFailed("the stream broke", line[:200].decode(errors="replace")) from None
+    if "error" in row:
+        raise EndpointFailed("the endpoint failed in mid-stream", str(row["error"]))
+    return str(row["token"]["text"])

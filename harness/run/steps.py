@@ -1,0 +1,345 @@
+"""The steps of a run on any platform, in order: plan, upload, train, deploy, measure, report, down."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from containers import rows as data
+from containers.artifact import ArtifactError, read_manifest
+from harness import record as records
+from harness.errors import HarnessError, Interrupted, InvalidInput, Problem, Refused
+from harness.estimate import cpu
+from harness.files import LineFollower
+from harness.interrupts import repeated, shielded
+from harness.record import Record
+from harness.reporter import Reporter
+from harness.run import evaluate, inputs, invoke, platforms, report, spending
+from harness.run.evaluate import HeldOut, Score
+from harness.run.platforms import DEFAULT, Target
+from harness.run.report import Meter
+from harness.sagemaker.client import RunClient
+from harness.sagemaker.endpoints import Endpoint
+from harness.spec import checks, plan as plans, runfile, stacks
+from harness.spec.plan import Deployment, Plan
+from harness.spec.runfile import RunFile
+
+ASK_BATCH = 16  # prompts a request: a batch that two cores answer in well under a second
+SHOWN_PROMPTS = 5
+TRAINED = "the model is trained"
+SECOND_INTERRUPT = 5.0  # seconds after Ctrl-C on a Neuron host in which a second one stops the job
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is being worked on: its record, its file and its plan."""
+
+    record: Record
+    file: RunFile
+    plan: Plan
+
+
+def start(path: Path, measured: bool = False, target: Target = DEFAULT, max_cost: str = "") -> Run:
+    """Check the run file, make the plan, and only then a record. `max_cost`: USD that the run may cost."""
+    path = runfile.find(path)
+    stack = stacks.get(stacks.DEFAULT)
+    file, limit = spending.within(max_cost, path, checks.load(path, stack, measured), stack, target)
+    plan = plans.make(file, stack, target.profile, records.new_id(file.name))
+    texts = {
+        "run.json": file.model_dump_json(indent=2) + "\n",
+        "plan.json": plan.to_json() + "\n",
+        **platforms.texts(target),
+        **limit,
+    }
+    return Run(records.create(plan.run_id, path, texts), file, plan)
+
+
+def start_or_continue(
+    argument: Path,
+    measured: bool = False,
+    platform: str = "",
+    region: str = "",
+    executor: str = "",
+    max_cost: str = "",
+) -> Run:
+    """A run file starts a run on `platform`; the id of a run goes on with it where it was started."""
+    if argument.parent == Path() and not argument.is_file():
+        for record in records.all_records():
+            if record.id == argument.name:
+                run = resume(record)
+                where = platforms.of(record).platform
+                if platform and platform != where:
+                    raise InvalidInput(f"run {record.id} is on platform {where}")
+                if region:
+                    raise InvalidInput(f"run {record.id} has its region; --region is for a new run")
+                if max_cost:
+                    raise InvalidInput(f"run {record.id} is planned already; --max-cost is for a new run")
+                platforms.with_executor(record, executor)
+                if measured and (problems := checks.check_measurable(run.file)):
+                    raise InvalidInput.of(problems)
+                return run
+    return start(argument, measured, platforms.choose(platform, region, executor), max_cost)
+
+
+def resume(record: Record) -> Run:
+    """A run from its record. Raises InvalidInput where that is damaged, or of a version with other keys."""
+    try:
+        file = RunFile.model_validate_json((record.path / "run.json").read_text(encoding="utf-8"))
+        plan = plans.from_json((record.path / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = f"what it left running is deleted by: harness down {record.id}"
+        raise InvalidInput(f"the record of run {record.id} cannot be read", why, hint) from None
+    return Run(record, file, plan)
+
+
+@contextmanager
+def working_on(record: Record, verb: str, reporter: Reporter) -> Iterator[RunClient]:
+    """Hold a run, settle what a crash has left, and say where things stand after an interruption."""
+    with record.held(verb), platforms.opened(record, reporter.say) as client:
+        try:
+            client.settle()
+            yield client
+        except Interrupted as error:
+            raise _interrupted(error, client, verb, reporter) from None
+        except Refused as error:
+            if found := _goes_on(client):
+                error.problems.append(found)  # whatever we may not ask any more
+            raise
+
+
+def _interrupted(error: Interrupted, client: RunClient, verb: str, reporter: Reporter) -> Interrupted:
+    """What the command ends with. Work that AWS bills goes on; on this machine it is stopped with a checkpoint.
+
+    On a Neuron host the job survives the first Ctrl-C, and a second one within five seconds stops it.
+    """
+    run_id, platform = client.record.id, platforms.of(client.record).platform
+    if not client.local:
+        found = _goes_on(client)
+        ended = TRAINED if _has_trained(client) else "no training job runs"
+        what = f"detached; {found.what}" if found else f"interrupted; {ended}"
+        return Interrupted(error.signum, what, found.hint if found else f"go on: harness {verb} {run_id}")
+    job = client.running_job()
+    if platform == "ec2" and job is not None and verb != "down" and not _stop_asked(error, reporter):
+        hint = f"follow it: harness train {run_id}; stop it: harness down {run_id}"
+        return Interrupted(error.signum, f"detached; training job {job['name']} goes on", hint)
+    with shielded(), suppress(HarnessError):  # what is not stopped now, `down` and the next verb find
+        client.stop_jobs()
+    return Interrupted(error.signum, f"interrupted; {_stands(client)}", f"go on: harness {verb} {run_id}")
+
+
+def _stop_asked(error: Interrupted, reporter: Reporter) -> bool:
+    """Whether a second Ctrl-C follows the first."""
+    if error.signum != signal.SIGINT:
+        return False
+    reporter.say(f"detaching; Ctrl-C again within {SECOND_INTERRUPT:.0f} s stops the job")
+    return repeated(within=SECOND_INTERRUPT)
+
+
+def _goes_on(client: RunClient) -> Problem | None:
+    """What still runs of this run, as far as the record knows; and how to follow and stop it."""
+    run_id, job = client.record.id, client.running_job()
+    billed = "" if client.local else " and is billed"
+    if job is not None:
+        what = f"training job {job['name']} goes on in {job['region']}{billed}"
+        return Problem(what, hint=f"follow it: harness train {run_id}; stop it: harness down {run_id}")
+    created = [line for line in client.record.ledger() if line["event"] == "created"]
+    begun = {line["name"] for line in created if line["kind"] == "endpoint"}  # its model has the same name
+    for item in client.resources.made():
+        if item.kind == "endpoint" and item.name in begun:
+            what = f"endpoint {item.name} goes on in {item.region}{billed}"
+            return Problem(what, hint=f"delete it: harness down {run_id}")
+    return None
+
+
+def _has_trained(client: RunClient) -> bool:
+    """Whether the record knows of a job that has completed."""
+    return (client.record.read_json("job.json") or {}).get("status") == "Completed"
+
+
+def _stands(client: RunClient) -> str:
+    """Where training stands, in a few words."""
+    if _has_trained(client):
+        return TRAINED
+    try:
+        step = client.checkpoint_step()
+    except HarnessError:
+        step = None
+    return f"training stands at step {step}, saved" if step is not None else "training has no checkpoint yet"
+
+
+def train(run: Run, client: RunClient, reporter: Reporter) -> None:
+    """Upload what the job needs, then run it to its end; nothing is done that is done already."""
+    platforms.check(client, run.file, run.plan)
+    model = inputs.model_folder(run.file, reporter.say)
+    channels = inputs.channels(run.file, run.record, reporter.say)
+    if client.local and model is not None:
+        inputs.check_disk(run.record, model)
+    client.upload(run.file, run.plan, model, channels)
+    if platforms.of(run.record).platform == "local":
+        _say_estimate(channels.get("train"), run.file, reporter)
+    progress = _Progress(run.record.log, reporter)
+    artifact = client.train(
+        run.plan, lambda status, text: reporter.say(f"{status}: {text}" if text else status), progress
+    )
+    progress()
+    reporter.say(f"artifact: {artifact}")
+
+
+def _say_estimate(file: Path | None, run: RunFile, reporter: Reporter) -> None:
+    """Of the one model whose speed here was measured; of another nothing is known before it is read."""
+    if file is None or run.model.id != cpu.MEASURED:
+        return
+    found = [row.values for row in data.read(file) if isinstance(row, data.Row)]
+    characters = sum(len(str(text)) for values in found for text in values.values())
+    steps = run.train.get("max_steps", -1)
+    if isinstance(steps, int) and steps > 0:
+        each = int(run.train.get("per_device_train_batch_size", 8))
+        seen = steps * each * int(run.train.get("gradient_accumulation_steps", 1)) / max(len(found), 1)
+    else:
+        seen = float(run.train.get("num_train_epochs", 3.0))
+    reporter.say(cpu.training(characters * seen).text)
+
+
+class _Progress:
+    """Called now and then: reports the steps that the trainer has logged since."""
+
+    def __init__(self, log: Path, reporter: Reporter) -> None:
+        self.follower, self.reporter = LineFollower(log), reporter  # a resumed job appends
+
+    def __call__(self) -> None:
+        for line in self.follower.lines():
+            if line.startswith(("device ", "train:", "validation:")):
+                self.reporter.say(line)
+            match = re.match(r"step=(\d+)/(\d+) loss=(\S+)", line)
+            if match:
+                self.reporter.progress(f"training, loss {match[3]}", int(match[1]), int(match[2]))
+
+
+def deploy(client: RunClient, deployment: Deployment, reporter: Reporter, ttl: float | None = None) -> Endpoint:
+    """One endpoint, InService. `ttl`: seconds until it ends by itself, instead of the run's limit or the profile's.
+
+    Interrupted on this machine, what was begun is deleted; what AWS has begun goes on.
+    """
+    if client.local:
+        platforms.set_up(platforms.of(client.record).executor, reporter.say)  # may have gone since training
+    reporter.say(f"endpoint {deployment.endpoint_name}: Creating")
+    try:
+        endpoint = client.deploy(deployment, ttl=ttl if ttl is not None else spending.ttl_of(client.record))
+    except Interrupted:
+        if client.local:
+            with suppress(HarnessError):
+                _delete_left(client, deployment)
+        raise
+    reporter.say(f"endpoint {endpoint.name}: InService on {client.address(endpoint)}")
+    return endpoint
+
+
+def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep: bool) -> dict[str, Any]:
+    """Base and tuned model over the test rows, each through its own endpoint; no row is asked twice.
+
+    `keep` leaves the tuned model's endpoint running.
+    """
+    assert run.file.data.labels is not None
+    reading = data.Reading(run.file.data.columns or {}, run.file.data.format)
+    rows = evaluate.read_rows(inputs.channels(run.file, run.record, reporter.say)["test"], reading)
+    labels = evaluate.labels_of(run.file.data.labels)
+    scores: dict[str, Score] = {}
+    for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):
+        if deployment is None:
+            continue
+        stays = keep and which == "tuned"
+        answers = run.record.read_json(f"answers-{which}.json")
+        if answers is None or stays:
+            with meter.phase(f"deploy_{which}"):
+                endpoint = deploy(client, deployment, reporter)
+            try:
+                if answers is None:
+                    with meter.phase(f"evaluate_{which}"):
+                        answers = _ask_all(client, endpoint, rows, which, reporter)
+                    run.record.write_json(f"answers-{which}.json", answers)
+            except Refused:
+                stays = not client.local  # a call was refused: that says nothing about the endpoint
+                raise
+            except BaseException:
+                stays = False
+                raise
+            finally:
+                if not stays:
+                    with meter.phase(f"delete_{which}"):
+                        client.delete(endpoint)
+        else:
+            _delete_left(client, deployment)
+        scores[which] = evaluate.score(rows, labels, answers)
+    return _result(run.record, rows, scores)
+
+
+def _delete_left(client: RunClient, deployment: Deployment) -> None:
+    """The endpoint of a model that is measured already: a run was killed before it could delete it."""
+    for endpoint in list(client.endpoints()):
+        if endpoint.name == deployment.endpoint_name:
+            client.delete(endpoint)
+
+
+def _ask_all(client: RunClient, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter) -> list[str]:
+    answers: list[str] = []
+    for start_at in range(0, len(rows), ASK_BATCH):
+        prompts = [row.prompt for row in rows[start_at : start_at + ASK_BATCH]]
+        body = invoke.request(prompts, max_new_tokens=evaluate.MAX_NEW_TOKENS)
+        answers += invoke.texts(client.invoke(endpoint, body))
+        reporter.progress(f"asking the {which} model", len(answers), len(rows))
+    return answers
+
+
+def _result(record: Record, rows: list[HeldOut], scores: dict[str, Score]) -> dict[str, Any]:
+    tuned, base = scores["tuned"], scores.get("base")
+    shown = [
+        {
+            "prompt": row.prompt,
+            "right": row.answer.strip(),
+            "base": base.answers[i] if base else "",
+            "tuned": tuned.answers[i],
+        }
+        for i, row in enumerate(rows[:SHOWN_PROMPTS])
+    ]
+    result: dict[str, Any] = {
+        "run": record.id,
+        "accuracy": {"tuned": tuned.accuracy, "majority": evaluate.majority(rows), "rows": len(rows)},
+        "unparsable": {name: s.unparsable_share for name, s in scores.items()},
+        "prompts": shown,
+    }
+    if base is not None:
+        low, high = evaluate.gain_ci95(base, tuned)
+        result["accuracy"] |= {
+            "base": base.accuracy,
+            "gain": tuned.accuracy - base.accuracy,
+            "gain_ci95": [low, high],
+        }
+    return result
+
+
+def finish(record: Record, client: RunClient, result: dict[str, Any], meter: Meter) -> None:
+    """result.json and report.html."""
+    outputs = client.outputs()
+    manifest = _manifest(outputs)
+    result |= {
+        "seconds": {name: round(value, 2) for name, value in meter.seconds.items()},
+        "peak_rss_mb": round(meter.peak_rss_mb),
+        "versions": manifest.get("versions", {}),
+        "training": manifest.get("metrics", {}),
+        "dtype": manifest.get("dtype", ""),
+    }
+    record.write_json("result.json", result)
+    record.write_text("report.html", report.html(result, report.read_metrics(outputs)))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return asdict(read_manifest(folder))
+    except ArtifactError:
+        return {}

@@ -85,4 +85,4 @@ def test_each_break_changes_one_place() -> None:
     for one in BREAKS:
         assert (ROOT / one.file).read_text(encoding="utf-8").count(one.before) == 1, one.what
     assert {one.point for one in BREAKS} == set(POINTS)
-    assert len(named("tests/neuron/drive.py", "break_on_purpose")) == 12
+    assert len(named("tests/neuron/drive.py", "break_on_purpose")) == 14

@@ -1,7 +1,7 @@
 """What was recorded on two cores a model (tests/nxd/table.json), and that it is about the modules that are here.
 
 A changed digest is no mistake: it says that the runs have to be made again, which takes a checkout of
-neuronx-distributed: NXD_SOURCE=CHECKOUT python -m tests.nxd.record (docs/neuron-training.md).
+neuronx-distributed: NXD_SOURCE=CHECKOUT python -m tests.nxd.record (docs/internals/neuron-training.md).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ export WHEELS ?= $(abspath $(firstword $(wildcard wheels ../shared/wheels)))
 export NEURON_HARNESS_STAND_INS ?= $(CURDIR)/tests/neuron/shim
 SETUP := $(PYTHON) -m harness.bootstrap
 
-.PHONY: soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: soak wheel test-wheel breaks test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest -m "not docker and not neuron and not aws and not wheel"
+	@$(PY) -m pytest -m "not docker and not neuron and not aws and not wheel and not breaks"
 
 test-images: ## build, push and pull the images, and run them: needs Docker, debootstrap (or DEBIAN_IMAGE), docker-registry
 	@$(SETUP) harness train djl
@@ -57,17 +57,17 @@ test-wheel: ## the wheel in an empty environment and directory: help, plan, doct
 
 # Two halves at once, since each waits for one process most of the time; the second one's output comes after the first's.
 NEURON_TESTS := tests/neuron tests/tnx
-NEURON_TESTS_TOO := tests/shards tests/conformance tests/nxd tests/test_walk.py tests/test_signature.py tests/test_limits.py tests/breaks
+NEURON_TESTS_TOO := tests/shards tests/conformance tests/nxd tests/test_walk.py tests/test_signature.py tests/test_limits.py
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
 	@$(SETUP) harness train serve djl neuron
-	@$(PY) -m pytest -m "not docker" $(NEURON_TESTS_TOO) > .cache/test-neuron.log 2>&1 & too=$$!; \
-	$(PY) -m pytest -m "not docker" $(NEURON_TESTS); code=$$?; \
+	@$(PY) -m pytest -m "not docker and not breaks" $(NEURON_TESTS_TOO) > .cache/test-neuron.log 2>&1 & too=$$!; \
+	$(PY) -m pytest -m "not docker and not breaks" $(NEURON_TESTS); code=$$?; \
 	wait $$too || code=$$?; cat .cache/test-neuron.log; exit $$code
 
 test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and other clients
 	@$(SETUP) harness train serve djl aws
-	@$(PY) -m pytest -m "not docker and not neuron" tests/emulator tests/aws
+	@$(PY) -m pytest -m "not docker and not neuron and not breaks" tests/emulator tests/aws
 
 aws-transcripts: ## record docs/reference/aws-transcripts.md anew
 	@$(SETUP) harness train serve aws
@@ -81,6 +81,10 @@ test-chaos: ## 200 jobs and 20 endpoints at once; then the harness killed betwee
 	@$(SETUP) harness train serve djl
 	@$(PY) -m tests.chaos.jobs
 	@$(PY) -m tests.chaos.kill_steps
+
+breaks: ## each deliberate break of the source has to turn its test red, in a copy of it
+	@$(SETUP) harness train serve djl neuron
+	@$(PY) -m pytest -m breaks tests/breaks
 
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness

@@ -219,7 +219,7 @@ class Scheduler:
         if not stalls or not (self.costs.token and self.costs.decode):
             return self.shapes.chunk
         fits = int(self.stall * self.costs.decode / self.costs.token)
-        return max(SMALLEST_CHUNK, min(fits, self.shapes.chunk))
+        return min(max(SMALLEST_CHUNK, fits), self.shapes.chunk)
 
     def _apart(self, running: list[Sequence], reading: list[Sequence]) -> Step:
         """A whole prompt, or a decode step when the running sequences have waited long enough for one."""

@@ -69,6 +69,9 @@ def test_the_harness_takes_of_the_images_code_what_is_made_for_it() -> None:
     allowed = {
         "containers.contract",
         "containers.artifact",
+        "containers.families",
+        "containers.hyperparameters",
+        "containers.model_dir",
         "containers.rows",
         "serve.options",
         "containers",

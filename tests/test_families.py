@@ -197,11 +197,13 @@ def test_copies_of_a_model_on_an_instance() -> None:
 
 
 def test_config_of_a_directory(tmp_path: Path) -> None:
-    assert fit.config_of(tmp_path) is None
+    run = run_file()
+    run = run.model_copy(update={"model": run.model.model_copy(update={"id": str(tmp_path)})})
+    assert fit.config_of(run) is None
     (tmp_path / "config.json").write_text("[1]")
-    assert fit.config_of(tmp_path) is None
+    assert fit.config_of(run) is None
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    assert fit.config_of(tmp_path) == LLAMA
+    assert fit.config_of(run) == LLAMA
 
 
 def test_every_time_out_of_a_start_is_the_run_files() -> None:

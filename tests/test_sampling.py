@@ -65,7 +65,7 @@ def test_only_what_the_limits_leave_is_drawn(logits: np.ndarray, p: Parameters) 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), PARAMETERS), min_size=1, max_size=6), st.integers(5, 300), st.randoms())
+@given(st.lists(st.tuples(st.integers(0, 9), PARAMETERS), min_size=1, max_size=6), st.integers(8, 300), st.randoms())
 def test_a_request_draws_the_same_alone_and_in_any_company(
     asked: list[tuple[int, Parameters]], vocabulary: int, order: object
 ) -> None:

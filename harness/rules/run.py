@@ -69,7 +69,7 @@ def judge(
         "continuous_batching": True,
         "train_tensor": _above_one(train.get("tensor_parallel_size")),
         "train_pipeline": _above_one(train.get("pipeline_parallel_size")),
-        "train_lora": any(str(k).startswith("lora") for k in train),
+        "train_lora": train.get("use_peft") is True,
     }
     for text in where.refusals(model_type, stack, needs):
         remedy, source = "choose another model or stack", "https://github.com/huggingface/optimum-neuron"

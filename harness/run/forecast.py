@@ -14,11 +14,12 @@ from containers import rows
 from harness import remembered
 from harness.errors import HarnessError, InvalidInput, Problem, did_you_mean
 from harness.estimate import models, outlook as outlooks, price
+from harness.estimate.architecture import Architecture
 from harness.estimate.memory import DOES_NOT_FIT
 from harness.estimate.outlook import Outlook, Subject
 from harness.rules.rule import ERROR, Finding
 from harness.rules.run import judge
-from harness.spec import checks
+from harness.spec import checks, fit
 from harness.spec.profile import Profile
 from harness.spec.runfile import Compute, RunFile, Scalar
 from harness.spec.stacks import Stack, train_options
@@ -114,8 +115,8 @@ def subject(run: RunFile, stack: Stack, profile: Profile, arch: Any, source: str
         epochs=float(flag("num_train_epochs", 3.0)),
         rows=_rows(run, block, _on(flag("packing", False))),
         evaluates=bool(run.data.validation or run.data.examples or run.data.validation_split_percentage),
-        lora_rank=int(flag("lora_rank", 0) or flag("lora_r", 0) or 0),
-        lora_targets=_targets(flag("lora_target_modules", "") or flag("lora_targets", "")),
+        lora_rank=int(flag("lora_r", 16)) if _on(flag("use_peft", False)) else 0,
+        lora_targets=_targets(str(flag("lora_target_modules", "all-linear")), arch),
         serve_tp=options.tp_degree,
         positions=options.n_positions,
         slots=options.max_batch_size,
@@ -139,9 +140,11 @@ def _typed(text: str, like: Scalar) -> Scalar:
         return like
 
 
-def _targets(value: Any) -> tuple[str, ...]:
-    named = tuple(w for w in str(value).replace(",", " ").split() if w)
-    return named or ("q_proj", "v_proj")
+def _targets(value: str, arch: Architecture) -> tuple[str, ...]:
+    """lora_target_modules: names with commas, or every projection of a layer."""
+    if value == "all-linear":
+        return tuple(arch.projections())
+    return tuple(w for w in value.replace(",", " ").split() if w)
 
 
 def _rows(run: RunFile, block: int, packed: bool) -> int | None:
@@ -237,7 +240,7 @@ def _variant(path: Path, run: RunFile, stack: Stack, profile: Profile, where: tu
             changed = RunFile.model_validate(whole)
         else:
             changed = run.model_copy(update={table: {**getattr(run, table), name: value}})
-        problems = checks.check_train(changed, stack) + checks.check_serve(changed) + checks.check_instances(changed)
+        problems = checks.check_train(changed, stack) + checks.check_serve(changed) + fit.instance_problems(changed)
         if problems:
             return Variant(text, None, problems[0].what)
         return Variant(text, of(path, changed, stack, profile))

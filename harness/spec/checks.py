@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
@@ -12,7 +11,7 @@ from containers.contract import RESERVED_ARGUMENTS
 from containers.model_dir import Finding
 from harness import assets
 from harness.errors import InvalidInput, Problem, did_you_mean
-from harness.spec import runfile, service_model
+from harness.spec import fit, runfile
 from harness.spec.runfile import RunFile, Scalar
 from harness.spec.stacks import Stack, known_models, train_options
 from serve import options as serve_options
@@ -49,8 +48,8 @@ def load(path: Path, stack: Stack, measured: bool = False) -> RunFile:
 
 def all_of(run: RunFile, stack: Stack) -> list[Problem]:
     """What is wrong with `run`; empty where nothing is."""
-    found = check_train(run, stack) + check_serve(run) + check_instances(run)
-    return found + check_sources(run, stack) + check_files(run)
+    found = check_train(run, stack) + check_serve(run)
+    return found + fit.problems(run, stack, fit.config_of(run)) + check_sources(run, stack) + check_files(run)
 
 
 def check_measurable(run: RunFile) -> list[Problem]:
@@ -212,21 +211,6 @@ def check_serve(run: RunFile) -> list[Problem]:
             serve_options.ServeOptions(**run.serve)  # type: ignore[arg-type]  # types were checked above
         except serve_options.OptionError as error:
             problems.append(Problem(f"serve.{error}"))
-    return problems
-
-
-def check_instances(run: RunFile) -> list[Problem]:
-    problems = []
-    for key, shape in (
-        ("train_instance", "TrainingInstanceType"),
-        ("serve_instance", "ProductionVariantInstanceType"),
-    ):
-        value, known = getattr(run.compute, key), service_model.enum_values("sagemaker", shape)
-        if value not in known:
-            neuron = [k for k in known if re.match(r"ml\.(trn|inf2)", k)]
-            hint = did_you_mean(value, neuron) or f"with Neuron cores: {', '.join(sorted(neuron))}"
-            what = "training" if key == "train_instance" else "inference"
-            problems.append(Problem(f'compute.{key} = "{value}" is not a SageMaker {what} instance type', hint=hint))
     return problems
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from containers import families
 from harness.errors import Problem, did_you_mean
+from harness.spec import service_model
 from harness.spec.instances import CORES as INSTANCE_CORES
 from harness.spec.runfile import RunFile
 from harness.spec.stacks import Stack
@@ -36,27 +37,31 @@ def problems(run: RunFile, stack: Stack, config: Mapping[str, Any] | None = None
     ]
 
 
-def config_of(folder: Path) -> dict[str, Any] | None:
-    """config.json of a model directory; None where there is none that can be read."""
+def config_of(run: RunFile) -> dict[str, Any] | None:
+    """config.json of the run's model directory; None for a hub id, and where there is none that can be read."""
+    if not run.model.is_directory:
+        return None
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((Path(run.model.id) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def instance_problems(run: RunFile) -> list[Problem]:
-    """Instances that the stack's images do not run on."""
+    """Instances that SageMaker does not have, or that the stack's images do not run on."""
     found = []
-    for key, allowed, what in (
-        ("train_instance", TRAIN_FAMILIES, "train"),
-        ("serve_instance", SERVE_FAMILIES, "serve"),
+    for key, shape, allowed, what in (
+        ("train_instance", "TrainingInstanceType", TRAIN_FAMILIES, "training"),
+        ("serve_instance", "ProductionVariantInstanceType", SERVE_FAMILIES, "inference"),
     ):
-        value = getattr(run.compute, key)
-        if not value.startswith(allowed):
-            known = [name for name in INSTANCE_CORES if name.startswith(allowed)]
-            hint = did_you_mean(value, known) or f"with NeuronCores for it: {', '.join(known)}"
-            why = f"the stack's {what} image is for {', '.join(f'{name}*' for name in allowed)}"
+        value, known = getattr(run.compute, key), service_model.enum_values("sagemaker", shape)
+        fitting = [name for name in INSTANCE_CORES if name.startswith(allowed)]
+        hint = did_you_mean(value, fitting) or f"with Neuron cores for it: {', '.join(fitting)}"
+        if value not in known:
+            found.append(Problem(f'compute.{key} = "{value}" is not a SageMaker {what} instance type', hint=hint))
+        elif value not in fitting:
+            why = f"the stack's image for {what} is for {', '.join(f'{name}*' for name in allowed)}"
             found.append(Problem(f'compute.{key} = "{value}"', why, hint))
     return found
 
@@ -113,7 +118,7 @@ def model_problems(run: RunFile, stack: Stack, config: Mapping[str, Any]) -> lis
     block = run.train.get("block_size", 512)
     block = block if isinstance(block, int) else 512
     sequence = tensor > 1 and run.train.get("disable_sequence_parallel") is not True
-    lora = any(name.startswith("lora_") for name in run.train)
+    lora = run.train.get("use_peft") is True
     texts = families.training_problems(size.model_type, tensor=tensor, pipeline=pipeline, lora=lora, stack=stack.name)
     texts += families.tensor_problems(size, tensor, sequence, block)
     texts += families.pipeline_problems(size, pipeline)

@@ -312,7 +312,7 @@ def test_objects_go_to_s3_and_come_from_there(aws: Aws, profile: Profile, record
     with pytest.raises(NotFound):
         elsewhere.fetch(f"{uri}/model.tar.gz")
     with pytest.raises(NotFound):
-        elsewhere.download(f"{uri}/mod", tmp_path / "nothing")
+        elsewhere.download(f"{uri}/none", tmp_path / "nothing")
 
     mine = f"s3://{profile.bucket}/runs/{record.id}"
     here.put_file(model / "config.json", f"{mine}/model/config.json")

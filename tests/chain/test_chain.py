@@ -93,7 +93,7 @@ def test_a_job_that_fails_says_why(tiny_run: Path) -> None:
     tiny_run.write_text(text)
     done = harness("train", str(tiny_run), cwd=tiny_run.parent)
     assert done.returncode == 5
-    assert "block_size 4: no example fits (64 are longer)" in done.stderr
+    assert "block_size 4: no example fits (64 are longer, the shortest has" in done.stderr
     assert "Traceback" not in done.stderr
     assert left_over(tiny_run.parent) == []
 

@@ -93,6 +93,7 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
 # Results that are plain values to us: file -> variables.
 PLAIN = {
     "train/convert_gguf.py": {"values", "weights"},
+    "train/tracking.py": {"available"},
     "train/channels.py": {"splits"},
     "train/devices/cpu.py": {"outputs"},
     "train/run_clm.py": {"config", "evaluated"},

@@ -13,11 +13,16 @@ from transformers import Trainer
 
 from train import run_clm
 from train.devices import cpu
+from train.losses import STEP_TOKENS
 
 
 class PlainTrainer(cpu.AnswerLossTrainer):
-    compute_loss = Trainer.compute_loss
     prediction_step = Trainer.prediction_step
+
+    def compute_loss(self, model: Any, inputs: Any, *given: Any, **more: Any) -> Any:
+        """The model's own mean over a batch, which is the step where nothing is accumulated."""
+        plain = {name: value for name, value in inputs.items() if name != STEP_TOKENS}
+        return Trainer.compute_loss(self, model, plain, *given, **more)
 
 
 def trainer(**kwargs: Any) -> Trainer:

@@ -7,6 +7,7 @@ for; train/endings.py has repaired the generation configuration before.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,22 @@ def rehearse(model: Any, tokenizer: Any, folder: Path) -> None:
 
     Raises ArgumentError with the reason, which would otherwise come up after the last step.
     """
-    partial = folder.parent / f".{folder.name}.rehearsal"
-    shutil.rmtree(partial, ignore_errors=True)
+    # Every worker of a host does it, at the same time and in the same place: each has names of its own.
+    partial = folder.parent / f".{folder.name}.rehearsal-{os.getpid()}"
+    moved = folder / partial.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial, state_dict=_first_rows(model), safe_serialization=True)
         tokenizer.save_pretrained(partial)
-        shutil.move(partial / "config.json", folder / ".rehearsal")
-        (folder / ".rehearsal").unlink()
+        shutil.move(partial / "config.json", moved)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ArgumentError(
             f"the trained model could not be saved ({type(error).__name__}: {reason}); tried before the first step"
         ) from error
     finally:
+        moved.unlink(missing_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
 
 

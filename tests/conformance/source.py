@@ -8,6 +8,7 @@ the definition; a class's members are looked for along its bases, those that met
 from __future__ import annotations
 
 import ast
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ class Tree:
             for relative in (f"{stem}/__init__.py", f"{stem}.py"):
                 text = self._read(root, relative)
                 if text is not None:
-                    return Module(dotted, ast.parse(text), relative.endswith("__init__.py"))
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # another package's "\\w" is not ours to mend
+                        return Module(dotted, ast.parse(text), relative.endswith("__init__.py"))
         if any(root.is_dir() and (root / stem).is_dir() for root in self.roots):
             return Module(dotted, ast.parse(""), True)  # a namespace package
         return None

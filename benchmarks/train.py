@@ -183,7 +183,8 @@ def run(arm: Arm, files: dict[str, Path], data: str, steps: int, processor_time:
         }
         if data == "chat":
             given |= {"validation_file": files["few"], "eval_on_start": "true", "eval_strategy": "steps"}
-            given |= {"eval_steps": steps + 1}
+            # One batch: transformers' evaluation is a mean over batches, ours over labels.
+            given |= {"eval_steps": steps + 1, "per_device_eval_batch_size": 16}
         argv = [*(f"--{name}={value}" for name, value in given.items()), *arm.flags]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
         env |= CPU_ENVIRONMENT if arm.ours else {}

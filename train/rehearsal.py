@@ -31,11 +31,11 @@ def rehearse(model: Any, tokenizer: Any, folder: Path) -> None:
     partial = folder.parent / f".{folder.name}.rehearsal-{os.getpid()}"
     moved = folder / partial.name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         partial.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial, state_dict=_first_rows(model), safe_serialization=True)
         tokenizer.save_pretrained(partial)
-        shutil.move(partial / "config.json", moved)
+        if folder.is_dir():  # SageMaker makes it; elsewhere the export does, where `partial` could be made
+            shutil.move(partial / "config.json", moved)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ArgumentError(

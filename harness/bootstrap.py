@@ -178,6 +178,9 @@ def ensure_environment(name: str) -> None:
         return
     wanted = _wanted_stamp(name)
     folder = environment(name)
+    if name == "harness" and Path(sys.prefix) == folder:  # never the branch that it sits on
+        what = f"{folder.name} was made from another lock, or for another directory"
+        raise MissingPrerequisite(what, "this command runs in it, so it cannot be made anew from here", "make setup")
     _say(f"setting up {folder.name} from locks/{name}.txt")
     (folder / "setup-complete").unlink(missing_ok=True)
     if name == "harness":

@@ -170,8 +170,10 @@ def main(names: list[str]) -> None:
         work = Path(folder)
         rows_of(work)
         found, modules = run(work, names or list(CASES))
-    old = json.loads(TABLE.read_text()) if TABLE.exists() and names else {"cases": {}}
-    cases = {**old["cases"], **found}
+    old = json.loads(TABLE.read_text())["cases"] if TABLE.exists() else {}
+    # What the trainer refuses by now keeps what upstream did when it was let through: the reason of the refusal.
+    refused = {name for name, case in found.items() if case.get("error", "").startswith("SignatureError")}
+    cases = {**old, **{name: case for name, case in found.items() if name not in refused or name not in old}}
     said = {
         "source": {
             "repository": "https://github.com/aws-neuron/neuronx-distributed",

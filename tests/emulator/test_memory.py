@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -25,7 +24,7 @@ def test_the_bodies_of_a_large_upload_are_let_go_of(tmp_path: Path) -> None:
         file.truncate(4 * PART)
     server = start(tmp_path / "state")
     try:
-        aws = Aws(replace(LOCAL, endpoint_url=server.url))
+        aws = Aws(server.answering(LOCAL))
         Transfer(aws, Record("x", tmp_path / "x")).upload(weights, f"s3://{LOCAL.bucket}/model")
         aws.call("s3", "head_bucket", Bucket=LOCAL.bucket)
         resident = psutil.Process(server.pid).memory_info().rss

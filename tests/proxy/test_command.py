@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_what_cannot_be_offered_is_said_before_anything_listens(
     done = subprocess.run(
         [ROOT / ".venv" / "bin" / "harness", "proxy", *words],
         cwd=folder,
+        env={**os.environ, "HARNESS_RUNS_DIR": str(folder / ".runs")},  # the server is this folder's, not the test's
         capture_output=True,
         text=True,
         check=False,

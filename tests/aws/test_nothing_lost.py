@@ -96,7 +96,8 @@ def test_another_runs_model_under_the_same_name_is_neither_taken_nor_deleted(
     run: RunClient, requests: Requests, server: Server
 ) -> None:
     wanted = deployment(run, requests)
-    model = json.loads(json.dumps(wanted.create_model).replace('{"placeholder": "serve_image"}', '"image"'))
+    image = json.dumps(requests.images["serve"])
+    model = json.loads(json.dumps(wanted.create_model).replace('{"placeholder": "serve_image"}', image))
     requests.sm.create_model(**{**model, "Tags": []})
     with pytest.raises(HarnessError, match="is not this run's"):
         run.deploy(wanted)

@@ -61,6 +61,8 @@ class Tree:
             for relative in (f"{stem}/__init__.py", f"{stem}.py"):
                 text = self._read(root, relative)
                 if text is not None:
+                    # A stub beside it says what a compiled module offers (safetensors).
+                    text += "\n" + (self._read(root, f"{relative}i") or "")
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # another package's "\\w" is not ours to mend
                         return Module(dotted, ast.parse(text), relative.endswith("__init__.py"))

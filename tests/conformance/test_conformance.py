@@ -24,7 +24,6 @@ HANDS_ON = {
         "transformers.PreTrainedTokenizerBase.__init__",
     ),
     "generate": ("transformers.GenerationConfig.__init__",),
-    "TextIteratorStreamer": ("transformers.PreTrainedTokenizerBase.decode",),
 }
 # Members that the class makes at run time, or that the models and configurations we serve have: where they stand.
 ELSEWHERE = {
@@ -114,9 +113,9 @@ def test_exists_in_the_pinned_source(use: Use) -> None:
         ("train/devices/neuron.py", "self.train_dataset", "self.train_datasets"),
         ("train/devices/neuron.py", "lazy_load_for_parallelism", "lazily_load_for_parallelism"),
         ("train/channels.py", "token=token", "tokn=token"),
-        ("serve/engines/cpu.py", "skip_prompt=", "skip_promt="),
-        ("serve/engines/cpu.py", "padding_side=", "paddding_side="),
-        ("serve/model.py", "output_formatter=", "output_formater="),
+        ("serve/engines/cpu.py", "AutoModelForCausalLM.from_pretrained", "AutoModelForCausalLM.of_pretrained"),
+        ("serve/engines/llama.py", "import safe_open", "import safely_open"),
+        ("serve/model.py", "batch_index=", "batch_indices="),
         ("serve/model.py", "inputs.get_batches", "inputs.batches"),
         ("harness/spec/service_model.py", "load_service_model", "load_servicemodel"),
     ],

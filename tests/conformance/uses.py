@@ -86,7 +86,7 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "shape": SHAPES,
     },
     "harness/aws/session.py": {
-        "session": ("botocore.session.Session",),
+        "session": ("boto3.Session", "botocore.session.Session"),
         "found": ("botocore.credentials.Credentials",),
     },
 }

@@ -27,7 +27,10 @@ from tests.conformance.uses import Use
 DECLARED = ROOT / "tests" / "conformance" / "versions.toml"
 LOCK = ROOT / "locks" / "conformance.json"
 # torch is not among what is read: these its Module has.
-OF_TORCH = {"transformers.PreTrainedModel.state_dict", "transformers.PreTrainedModel.load_state_dict"}
+OF_TORCH = {
+    f"transformers.PreTrainedModel.{name}"
+    for name in ("__call__", "state_dict", "load_state_dict", "parameters", "named_parameters", "named_buffers")
+}
 
 HEAD = """# Which versions our code fits
 

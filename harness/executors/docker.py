@@ -24,7 +24,7 @@ import psutil
 from containers import contract
 from harness.errors import HarnessError, MissingPrerequisite
 from harness.executors.process import PASSED_ON
-from harness.executors.spec import MARKER, ContainerSpec, Handle
+from harness.executors.spec import MARKER, OWNER, ContainerSpec, Handle
 from harness.images import engine
 
 RESERVED = 2 << 30  # bytes of the machine's memory that containers leave to it
@@ -64,7 +64,9 @@ def arguments(spec: ContainerSpec) -> list[str]:
 
 def environment(spec: ContainerSpec) -> dict[str, str]:
     """The container's variables. They reach it through the environment of the call, never through its words."""
-    own = {MARKER: spec.name} if spec.devices else {contract.DEVICE_ENV: "cpu", MARKER: spec.name}
+    own = {MARKER: spec.name, OWNER: spec.owner or spec.name}
+    if not spec.devices:
+        own[contract.DEVICE_ENV] = "cpu"
     passed = {k: os.environ[k] for k in PASSED_ON if k in os.environ} if spec.network else {}
     return {**own, **passed, **spec.environment}
 
@@ -306,9 +308,10 @@ def sweep(name: str) -> int:
 
 @dataclass(frozen=True)
 class User:
-    """A running container of this engine, ours or not, that has device files of the host."""
+    """Who has device files of the host in a running container of this engine, ours or not."""
 
     name: str
+    """The job or endpoint; of a container that is not ours, its own name."""
     devices: tuple[str, ...]
     """As paths on the host."""
     environment: Mapping[str, str]
@@ -327,7 +330,8 @@ def users() -> list[User]:
         variables = dict(word.partition("=")[::2] for word in raw["env"] or [])
         devices = tuple(device["PathOnHost"] for device in raw["devices"] or [])
         if devices:
-            found.append(User(variables.get(MARKER) or raw["name"].lstrip("/"), devices, variables))
+            owner = variables.get(OWNER) or variables.get(MARKER) or raw["name"].lstrip("/")
+            found.append(User(owner, devices, variables))
     return found
 
 

@@ -36,8 +36,8 @@ def start(spec: ContainerSpec) -> Handle:
         return docker.start(spec)
     host = neuron_host.look()
     if count > host.cores:
-        raise MissingPrerequisite(f"{spec.name} needs {count} NeuronCores, this host has {host.cores}")
-    with of(host).lent(spec.name, count) as cores:
+        raise MissingPrerequisite(f"{spec.owner or spec.name} needs {count} NeuronCores, this host has {host.cores}")
+    with of(host).lent(spec.owner or spec.name, count) as cores:
         return docker.start(with_cores(spec, host, cores))
 
 
@@ -67,7 +67,7 @@ def needed(spec: ContainerSpec) -> int:
 
 
 def in_use(host: Host, users: Sequence[User]) -> dict[int, str]:
-    """Core -> the running container that has it; one with a device and no range of cores has all of the device."""
+    """Core -> whose running container has it; one with a device and no range of cores has all of the device."""
     index = {str(host.path(file)): n for n, file in enumerate(host.neuron)}
     found = {}
     for user in users:

@@ -11,6 +11,8 @@ from containers.contract import DEVICE_ENV
 
 # Carried by every process and container of ours, with the container's name as its value.
 MARKER = "NEURON_HARNESS_CONTAINER"
+# And the job or endpoint it belongs to, which is what users know.
+OWNER = "NEURON_HARNESS_OWNER"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ContainerSpec:
     """ContainerArguments: stand in the place of `command`."""
     job: str = ""
     """Executor docker: the job of several hosts that this is one of; they share a network with nobody else on it."""
+    owner: str = ""
+    """The job or endpoint that this is a container of: messages name it. Empty: the container has only its name."""
     devices: tuple[str, ...] = ()
     """Executor docker: device files as --device takes them. A container with some is not told to use the CPU."""
 

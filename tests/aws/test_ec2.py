@@ -220,11 +220,13 @@ def test_what_docker_is_told_of_a_training_job(tmp_path: Path, monkeypatch: pyte
         ("--device", "/dev/neuron1"),
         ("--shm-size", str(15 << 30)),
         ("--env", "NEURON_HARNESS_CONTAINER"),
+        ("--env", "NEURON_HARNESS_OWNER"),
         ("--env", "TRAINING_JOB_NAME"),
         ("--env", "NEURON_RT_VISIBLE_CORES"),
         ("--env", "NEURON_RT_NUM_CORES"),
     ]
-    variables = {"NEURON_HARNESS_CONTAINER": "job", "TRAINING_JOB_NAME": "job"}
+    ours = {"NEURON_HARNESS_CONTAINER": "job", "NEURON_HARNESS_OWNER": "job"}
+    variables = {**ours, "TRAINING_JOB_NAME": "job"}
     assert docker.environment(lent) == {**variables, "NEURON_RT_VISIBLE_CORES": "2-3", "NEURON_RT_NUM_CORES": "2"}
 
 

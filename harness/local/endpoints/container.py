@@ -84,6 +84,7 @@ def create(
     port = free_port() if place.port is None else claim_port(place.port)
     spec = ContainerSpec(
         name=place.container or name,
+        owner=name,
         role="serve",
         command="serve",
         base=folder,

@@ -348,6 +348,7 @@ class TrainingRunner:
         network = not self.request.get("EnableNetworkIsolation", False)
         return ContainerSpec(
             name=host.container,
+            owner=name,
             role=role_of(algorithm["TrainingImage"], self.request.get("Environment", {})),
             command="train",
             base=host.paths.base,

@@ -158,8 +158,8 @@ def _goes_on(client: RunClient) -> Problem | None:
 
 
 def _has_trained(client: RunClient) -> bool:
-    """Whether the record knows of a job that has completed."""
-    return (client.record.read_json("job.json") or {}).get("status") == "Completed"
+    """Whether the record knows of a job that has left its artifact."""
+    return bool((client.record.read_json("job.json") or {}).get("trained"))
 
 
 def _stands(client: RunClient) -> str:

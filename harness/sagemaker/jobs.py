@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from containers.artifact import unpack
+from containers.artifact import MANIFEST, unpack
 from harness.aws.errors import is_capacity
 from harness.aws.transfer import Transfer
 from harness.errors import JobFailed, NotFound, Refused
@@ -86,10 +87,10 @@ class Jobs:
                 with shielded():
                     self.resources.create("training-job", {**request, "TrainingJobName": name}, self.region)
                     self._save_job(base, name, "InProgress", "Starting")
-            elif found["TrainingJobStatus"] in ("Failed", "Stopped"):
+            elif found["TrainingJobStatus"] in ("Failed", "Stopped") and not self.has_trained(found):
                 continue
             job = self._follow(base, name, on_status, on_tick)
-            if job["TrainingJobStatus"] == "Completed":
+            if self.has_trained(job):
                 return job
             reason = str(job.get("FailureReason", ""))
             if is_capacity(reason) and refused + 1 < ATTEMPTS_FOR_CAPACITY:
@@ -175,6 +176,7 @@ class Jobs:
                 "failure_reason": job.get("FailureReason", ""),
                 "model_artifacts": job.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
                 "billable_seconds": job.get("BillableTimeInSeconds"),
+                "trained": status not in RUNNING_JOB and bool(job) and self.has_trained(job),
             },
         )
 
@@ -201,9 +203,22 @@ class Jobs:
                 status = found["TrainingJobStatus"] if found else "not started"
                 hint = f"wait for it: harness train {self.record.id}"
                 raise NotFound(f"run {self.record.id} has no artifact", f"training: {status}", hint)
-            if found["TrainingJobStatus"] == "Completed":
+            if self.has_trained(found):
                 return str(found["ModelArtifacts"]["S3ModelArtifacts"])
         raise AssertionError("attempts() has no end")
+
+    def has_trained(self, found: dict[str, Any]) -> bool:
+        """Whether a job has left a whole artifact: it has completed, or it was stopped after its last step.
+
+        The trainer then finishes the artifact first, and SageMaker uploads it and calls the job Stopped
+        (https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StopTrainingJob.html). The manifest beside the
+        metrics is the last file that the trainer writes.
+        """
+        if found["TrainingJobStatus"] != "Stopped":
+            return bool(found["TrainingJobStatus"] == "Completed")
+        uri = str(found.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""))
+        with tempfile.TemporaryDirectory(dir=self.record.path, prefix=".left-") as scratch:
+            return (self._unpacked(_beside(uri), Path(scratch) / "outputs") / MANIFEST).is_file()
 
 
 def _beside(artifact: str) -> str:

@@ -45,6 +45,11 @@ def folder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
+def steps(folder: Path, count: int) -> None:
+    file = folder / "tiny.toml"
+    file.write_text(file.read_text().replace("max_steps = 200", f"max_steps = {count}"))
+
+
 def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
     child = started("run", "tiny.toml", cwd=folder, until="loss")
     child.send_signal(signal.SIGINT)
@@ -65,6 +70,7 @@ def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
 
 
 def test_a_job_whose_harness_was_killed_goes_on_until_it_is_stopped(folder: Path) -> None:
+    steps(folder, 600)  # not over before two commands have started, however busy the machine is
     child = started("train", "tiny.toml", cwd=folder, until="loss")
     child.kill()
     child.communicate()
@@ -82,8 +88,34 @@ def test_a_job_whose_harness_was_killed_goes_on_until_it_is_stopped(folder: Path
     assert "resuming from checkpoint-" in (folder / ".runs" / run_id / "logs" / "train.log").read_text()
 
 
+def test_a_job_that_is_stopped_after_its_last_step_has_trained(folder: Path) -> None:
+    """It is Stopped, as SageMaker says, and nothing is trained again."""
+    steps(folder, 10)
+    rows = folder / "validation.jsonl"
+    rows.write_text("\n".join([*rows.read_text().splitlines()] * 1500))  # so that the evaluation takes a while
+    child = started("train", "tiny.toml", cwd=folder, until="loss")
+    run_id = next((folder / ".runs").glob("tiny-*")).name
+    log, end = folder / ".runs" / run_id / "logs" / "train.log", time.monotonic() + 120
+    while "train_runtime" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < end and child.poll() is None
+        time.sleep(0.05)
+    child.kill()
+    child.communicate()
+    down = harness("down", cwd=folder)
+    assert down.returncode == 0, down.stderr
+    job = json.loads((folder / ".runs" / run_id / "job.json").read_text())
+    assert (job["name"], job["status"], job["trained"]) == (run_id, "Stopped", True), log.read_text()
+    again = harness("train", run_id, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert "\nartifact: s3://" in again.stderr, again.stderr
+    assert json.loads((folder / ".runs" / run_id / "job.json").read_text())["name"] == run_id
+    assert harness("deploy", run_id, cwd=folder).returncode == 0
+    harness("down", cwd=folder)
+    assert left_over(folder) == []
+
+
 def test_term_while_an_endpoint_starts_leaves_nothing(folder: Path) -> None:
-    (folder / "tiny.toml").write_text((folder / "tiny.toml").read_text().replace("max_steps = 200", "max_steps = 20"))
+    steps(folder, 20)
     assert harness("train", "tiny.toml", cwd=folder).returncode == 0
     child = started("deploy", cwd=folder, until="Creating")
     time.sleep(1)

@@ -22,9 +22,14 @@ from tests.server.endpoint import Answer, Endpoint, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.server
-# So many tokens of even a model of 3 layers take longer than any deadline here: the processor draws 2,000 in a second.
+# So many tokens even of a model of 3 layers take longer than any deadline here: 2,000 in a second.
 LONG = {"max_new_tokens": 64_900, "ignore_eos_token": True, "details": True}
-OPTIONS = {"OPTION_N_POSITIONS": "65000", "OPTION_MAX_BATCH_SIZE": "3", "OPTION_DTYPE": "fp32", "OMP_NUM_THREADS": "1"}
+OPTIONS = {
+    "OPTION_N_POSITIONS": "65000",
+    "OPTION_MAX_BATCH_SIZE": "3",
+    "OPTION_DTYPE": "fp32",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def ask(text: str = "red warm", **parameters: object) -> dict[str, object]:

@@ -193,15 +193,17 @@ def up(state: Path, profile: Profile, say: Say, start: bool = True, executor: st
                 raise Busy(f"the local SageMaker that is up {wrong}", hint="harness local down, then repeat this")
             server = None
             fcntl.flock(lock, fcntl.LOCK_SH)
-        if server is None:
-            if not start:
-                raise NotFound(NOT_UP, hint=START_IT)
-            server = _started(state, profile, executor)
-            say(f"started a local SageMaker on {server.url}")
+        if server is None and not start:
+            raise NotFound(NOT_UP, hint=START_IT)
         try:
+            if server is None:
+                server = _started(state, profile, executor)
+                say(f"started a local SageMaker on {server.url}")
             yield server
         finally:
-            if _stop_if_idle(state, server, lock):  # also by a verb that only looks: it may be the last one
+            # Ctrl-C while it started is raised when it is up. And a verb that only looks may be the last one.
+            up_now = server or control.find(state)
+            if up_now is not None and _stop_if_idle(state, up_now, lock):
                 say("stopped the local SageMaker")
 
 

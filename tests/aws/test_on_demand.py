@@ -73,6 +73,31 @@ def test_it_starts_when_a_verb_needs_it_and_stops_behind_the_verb(state: Path) -
         assert said == [f"started a local SageMaker on {server.url}", "stopped the local SageMaker"]
 
 
+INTERRUPTED = """
+import os, signal
+from harness import interrupts
+from harness.local import control
+from harness.run import platforms
+from harness.spec.profile import LOCAL
+start = control.up
+def up(*args, **more):
+    started = start(*args, **more)
+    os.kill(os.getpid(), signal.SIGINT)
+    return started
+control.up = up
+interrupts.install()
+with platforms.up(platforms.local_state(), LOCAL, print):
+    print("used")
+"""
+
+
+def test_ctrl_c_while_it_starts_leaves_none(state: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Interrupted" in done.stderr, done.stdout + done.stderr
+    assert done.stdout.strip() == "stopped the local SageMaker"
+    assert control.find(state) is None
+
+
 def test_one_that_was_started_by_hand_stays(state: Path) -> None:
     server = left_by_a_killed_verb(state)
     command = [sys.executable, "-m", "harness", "local", "up"]

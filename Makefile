@@ -8,6 +8,8 @@ export WHEELS ?= $(abspath $(firstword $(wildcard wheels ../shared/wheels)))
 # Stand-ins for the packages that are published for Neuron hosts only: the NeuronTrainer on XLA:CPU.
 export NEURON_HARNESS_STAND_INS ?= $(CURDIR)/tests/neuron/shim
 SETUP := $(PYTHON) -m harness.bootstrap
+# Most tests wait for a process of theirs half of the time. More than four at once only wait for memory.
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: soak wheel test-wheel breaks test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
@@ -33,7 +35,7 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest -m "not docker and not neuron and not aws and not wheel and not breaks"
+	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not aws and not wheel and not breaks"
 
 test-images: ## build, push and pull the images, and run them: needs Docker, debootstrap (or DEBIAN_IMAGE), docker-registry
 	@$(SETUP) harness train djl
@@ -45,7 +47,7 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 
 test-all: test ## every test there is, each once: needs what test-images needs
 	@$(SETUP) harness train serve djl neuron aws
-	@$(PY) -m pytest -m "docker or neuron or aws or wheel"
+	@$(PY) -m pytest $(PARALLEL) -m "docker or neuron or aws or wheel"
 
 wheel: ## dist/neuron_harness-*.whl: the harness with everything that it needs at run time
 	@$(SETUP) harness
@@ -55,19 +57,16 @@ test-wheel: ## the wheel in an empty environment and directory: help, plan, doct
 	@$(SETUP) harness
 	@$(PY) -m pytest -m wheel -s tests/wheel
 
-# Two halves at once, since each waits for one process most of the time; the second one's output comes after the first's.
-NEURON_TESTS := tests/neuron tests/tnx
-NEURON_TESTS_TOO := tests/shards tests/conformance tests/nxd tests/test_walk.py tests/test_signature.py tests/test_limits.py
+NEURON_TESTS := tests/neuron tests/tnx tests/shards tests/conformance tests/nxd tests/test_walk.py
+NEURON_TESTS += tests/test_signature.py tests/test_limits.py
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
 	@$(SETUP) harness train serve djl neuron
-	@$(PY) -m pytest -m "not docker and not breaks" $(NEURON_TESTS_TOO) > .cache/test-neuron.log 2>&1 & too=$$!; \
-	$(PY) -m pytest -m "not docker and not breaks" $(NEURON_TESTS); code=$$?; \
-	wait $$too || code=$$?; cat .cache/test-neuron.log; exit $$code
+	@$(PY) -m pytest $(PARALLEL) -m "not docker and not breaks" $(NEURON_TESTS)
 
 test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and other clients
 	@$(SETUP) harness train serve djl aws
-	@$(PY) -m pytest -m "not docker and not neuron and not breaks" tests/emulator tests/aws
+	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not breaks" tests/emulator tests/aws
 
 aws-transcripts: ## record docs/reference/aws-transcripts.md anew
 	@$(SETUP) harness train serve aws
@@ -77,8 +76,9 @@ soak: ## ten minutes of mixed load on one endpoint; memory, handles, threads and
 	@$(SETUP) harness train serve djl
 	@$(PY) -m tests.server.soak
 
-test-chaos: ## 200 jobs and 20 endpoints at once; then the harness killed between every two steps: half an hour
+test-chaos: ## trainings killed at ten steps; 200 jobs and 20 endpoints at once; the harness killed between every two steps
 	@$(SETUP) harness train serve djl
+	@$(PY) -m tests.chaos.kill_trainings
 	@$(PY) -m tests.chaos.jobs
 	@$(PY) -m tests.chaos.kill_steps
 

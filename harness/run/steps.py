@@ -159,7 +159,8 @@ def _goes_on(client: RunClient) -> Problem | None:
 
 def _has_trained(client: RunClient) -> bool:
     """Whether the record knows of a job that has left its artifact."""
-    return bool((client.record.read_json("job.json") or {}).get("trained"))
+    job = client.record.read_json("job.json") or {}
+    return bool(job.get("trained", job.get("status") == "Completed"))  # older records have no more
 
 
 def _stands(client: RunClient) -> str:

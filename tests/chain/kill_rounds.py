@@ -1,6 +1,6 @@
-"""KILL at ten random steps, resumed each time; losses and weights must be those of the run that nobody killed.
+"""KILL at random steps, resumed each time; losses and weights must be those of the run that nobody killed.
 
-    .venv-train/bin/python -m tests.chain.kill_rounds MODEL TRAIN_FILE SEED [full|packed|lora|bf16 ...]
+    .venv-train/bin/python -m tests.chain.kill_rounds MODEL TRAIN_FILE SEED [KILLS [full|packed|lora|bf16 ...]]
 
 Each attempt is a fork of this process, which has imported everything and started nothing of torch's threads: a round
 costs a second. A child kills itself at the begin of a step or in the middle of writing a checkpoint. A checkpoint is
@@ -25,7 +25,6 @@ from transformers.trainer_callback import CallbackHandler
 from train import run_clm
 
 STEPS = 24
-KILLS = 10
 KINDS = {
     "full": (),
     "packed": ("--packing", "true"),
@@ -85,7 +84,7 @@ def losses(base: Path) -> dict[int, tuple[float, float]]:
     return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows if "loss" in row}
 
 
-def main(model: str, data: str, seed: int, kinds: list[str]) -> None:
+def main(model: str, data: str, seed: int, kills: int, kinds: list[str]) -> None:
     original = CallbackHandler.__init__
 
     def with_kills(self, callbacks, *args, **kwargs):
@@ -98,14 +97,14 @@ def main(model: str, data: str, seed: int, kinds: list[str]) -> None:
         for kind in kinds:
             whole, base = scratch / f"{kind}-whole", scratch / kind
             assert forked(whole, -1, False, model, data, whole, KINDS[kind]) == 0, (scratch / kind).read_text()
-            at = sorted(rng.sample(range(2, STEPS), KILLS))
+            at = sorted(rng.sample(range(2, STEPS), kills))
             moments = [(step, rng.random() < 0.5) for step in at]
             for step, inside in moments:
                 code = forked(base, step, inside, model, data, base, KINDS[kind])
                 assert code == -signal.SIGKILL, (step, inside, code, base.with_suffix(".log").read_text()[-2000:])
             assert forked(base, -1, False, model, data, base, KINDS[kind]) == 0
             said = base.with_suffix(".log").read_text()
-            assert said.count("resuming from checkpoint-") == KILLS, said[-3000:]
+            assert said.count("resuming from checkpoint-") == kills, said[-3000:]
             wanted = losses(whole)
             assert len(wanted) == STEPS and wanted[1][0] - wanted[STEPS][0] > 0.2, wanted
             assert losses(base) == wanted, (moments, losses(base), wanted)
@@ -119,4 +118,5 @@ def main(model: str, data: str, seed: int, kinds: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:] or list(KINDS))
+    more = sys.argv[4:] or ["10"]
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(more[0]), more[1:] or list(KINDS))

@@ -221,6 +221,15 @@ def openapi() -> str:
     return json.dumps(document(version), indent=1, sort_keys=True) + "\n"
 
 
+def schema() -> str:
+    """harness/runs/run-file.schema.json: for editors."""
+    import json
+
+    from harness.spec.schema import document
+
+    return json.dumps(document(), indent=1) + "\n"
+
+
 def families() -> str:
     """containers/families.json: which model families run where."""
     from tests.families import table
@@ -243,6 +252,7 @@ FILES["docs/reference/lint-survey.md"] = survey
 FILES["docs/reference/rules.md"] = rules
 FILES["harness/openapi.json"] = openapi
 FILES["containers/families.json"] = families
+FILES["harness/runs/run-file.schema.json"] = schema
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
 VERBS += (endpoints.proxy,)
-VERBS += (runs.ps, runs.logs, cleanup.down)
+VERBS += (runs.ps, runs.logs, cleanup.down, runs.schema)
 VERBS += (rules.lint, rules.rules, rules.prices)
 VERBS += (
     account.setup,
@@ -40,6 +41,27 @@ VERBS += (
 )
 for verb in VERBS:
     app.command()(verb)
+
+
+def _versions(wanted: bool) -> None:
+    if wanted:
+        from harness.spec import stacks
+
+        for line in stacks.versions():
+            output.out(line)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the versions of the harness and of its stacks.", callback=_versions)
+]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Options that come before a command. Each is carried out by its own callback."""
+
+
 app.add_typer(local.app, name="local")
 
 

@@ -184,6 +184,15 @@ def train(
     output.out(started.record.id)
 
 
+def schema() -> None:
+    """Print the JSON Schema of run files, for editors: first line `#:schema ./run-file.schema.json`."""
+    import json as encoder
+
+    from harness.spec.schema import document
+
+    output.out(encoder.dumps(document(), indent=1))
+
+
 def ps(json: JsonFlag = False) -> None:
     """Show runs and endpoints."""
     import json as encoder

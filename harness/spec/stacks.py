@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
 from containers.model_dir import Known
 from harness.errors import InvalidInput, did_you_mean
-from harness.paths import PRODUCT
+from harness.paths import IN_CHECKOUT, PRODUCT
 
 DEFAULT = "sdk2.20"
 
@@ -39,6 +41,26 @@ def get(name: str) -> Stack:
     if name not in stacks:
         raise InvalidInput(f"no stack {name}", hint=did_you_mean(name, list(stacks)) or f"known: {', '.join(stacks)}")
     return stacks[name]
+
+
+def version() -> str:
+    """The harness's own."""
+    if IN_CHECKOUT:
+        project = tomllib.loads((PRODUCT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return str(project["version"])
+    return metadata.version("neuron-harness")
+
+
+def versions() -> list[str]:
+    """A line for the harness, and one for each image of each stack: its base and what is pinned in it."""
+    lines = [f"neuron-harness {version()}"]
+    for stack in all_stacks().values():
+        for role, base, pins in (
+            ("train", stack.train_base, stack.train_pins),
+            ("serve", stack.serve_base, stack.serve_pins),
+        ):
+            lines.append(f"{stack.name} {role}: {base}: {', '.join(f'{n} {v}' for n, v in pins.items())}")
+    return lines
 
 
 @lru_cache(maxsize=4)

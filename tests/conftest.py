@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault(STAND_IN_ENV, str(ROOT / "tests" / "neuron" / "shim"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For pytest-xdist: a file's tests share servers, so one process runs them; all that need Docker share images."""
     for item in items:

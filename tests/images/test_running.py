@@ -79,7 +79,7 @@ def serve_spec(image: str, folder: Path, model: Path) -> ContainerSpec:
         "serve",
         folder / "ml",
         folder / "serve.log",
-        environment={"OPTION_N_POSITIONS": "120", "OPTION_MAX_BATCH_SIZE": "8"},
+        environment={"OPTION_N_POSITIONS": "8000", "OPTION_MAX_BATCH_SIZE": "8"},
         network=False,
         image=image,
         port=free_port(),
@@ -147,8 +147,8 @@ def test_a_serving_container_that_is_stopped_answers_what_is_in_progress(
     pool = ready(spec)
     assert ask(pool, 2) == 200
     with ThreadPoolExecutor(5) as threads:
-        # Four requests, one worker: one is being worked on, the others wait in the server's queue.
-        answers = [threads.submit(ask, pool, 100) for _ in range(4)]
+        # Four requests of eight prompts each: more than are worked on at once, and seconds of work.
+        answers = [threads.submit(ask, pool, 1500) for _ in range(4)]
         time.sleep(0.15)
         begin = time.monotonic()
         stopped = threads.submit(executor.stop, handle, contract.SERVE_STOP_WAIT)

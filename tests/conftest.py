@@ -20,12 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault(STAND_IN_ENV, str(ROOT / "tests" / "neuron" / "shim"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """For pytest-xdist: a file's tests share servers, so one process runs them; all that need Docker share images."""
-    for item in items:
-        group = "docker" if item.get_closest_marker("docker") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "docker" if item.get_closest_marker("docker") else item.nodeid.partition("::")[0]
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

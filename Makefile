@@ -8,8 +8,9 @@ export WHEELS ?= $(abspath $(firstword $(wildcard wheels ../shared/wheels)))
 # Stand-ins for the packages that are published for Neuron hosts only: the NeuronTrainer on XLA:CPU.
 export NEURON_HARNESS_STAND_INS ?= $(CURDIR)/tests/neuron/shim
 SETUP := $(PYTHON) -m harness.bootstrap
-# Most tests wait for a process of theirs half of the time. More than four at once only wait for memory.
-PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
+# Most tests wait for a process of theirs half of the time. More than four at once only wait for memory. A file's tests
+# share servers, so one process runs them.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: soak wheel test-wheel breaks test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
@@ -45,9 +46,12 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 	@$(SETUP) harness
 	@$(PY) -m tests.images.verify
 
+# Those that need Docker share images and the engine, so one process runs them, beside the others.
 test-all: test ## every test there is, each once: needs what test-images needs
 	@$(SETUP) harness train serve djl neuron aws
-	@$(PY) -m pytest $(PARALLEL) -m "docker or neuron or aws or wheel"
+	@$(PY) -m pytest -m docker > .cache/test-images.log 2>&1 & images=$$!; \
+	$(PY) -m pytest -m "neuron or aws or wheel"; code=$$?; \
+	wait $$images || code=$$?; cat .cache/test-images.log; exit $$code
 
 wheel: ## dist/neuron_harness-*.whl: the harness with everything that it needs at run time
 	@$(SETUP) harness

@@ -20,12 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault(STAND_IN_ENV, str(ROOT / "tests" / "neuron" / "shim"))
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """For pytest-xdist: a file's tests share servers, so one process runs them; all that need Docker share images."""
-    group = "docker" if item.get_closest_marker("docker") else item.nodeid.partition("::")[0]
-    item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def _fence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_RUNS_DIR", str(tmp_path / "runs"))

@@ -50,7 +50,7 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 test-all: test ## every test there is, each once: needs what test-images needs
 	@$(SETUP) harness train serve djl neuron aws
 	@$(PY) -m pytest -m docker > .cache/test-images.log 2>&1 & images=$$!; \
-	$(PY) -m pytest -m "neuron or aws or wheel"; code=$$?; \
+	$(PY) -m pytest $(PARALLEL) -m "neuron or aws or wheel"; code=$$?; \
 	wait $$images || code=$$?; cat .cache/test-images.log; exit $$code
 
 wheel: ## dist/neuron_harness-*.whl: the harness with everything that it needs at run time

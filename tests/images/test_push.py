@@ -49,7 +49,7 @@ def harness(
     )
 
 
-NAMES = "from harness.images import *; print(*(Build(stand_in=True).name(role) for role in ROLES))"
+NAMES = "from harness.images.build import *; print(*(Build(stand_in=True).name(role) for role in ROLES))"
 
 
 @pytest.fixture
@@ -266,7 +266,8 @@ def test_a_changed_line_is_rebuilt_and_pushed_alone(pushed: Path, ecr: Ecr, tmp_
     done = harness(ecr, tmp_path / "runs", "build", "--stand-in", root=copy)
     seconds = time.monotonic() - begin
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(re.findall(r"/install\.sh (?:train|serve)\n#\d+ CACHED", done.stderr)) == 2
+    # BuildKit may say it twice of one step, where two targets share it.
+    assert set(re.findall(r"/install\.sh (train|serve)\n#\d+ CACHED", done.stderr)) == {"train", "serve"}
     names = [line for line in done.stdout.splitlines() if line.startswith("000000000000")]
     before = ecr.sent
     try:

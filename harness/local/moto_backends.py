@@ -1,4 +1,4 @@
-"""moto in this process: its WSGI application, and by direct call its Logs, CloudWatch and IAM.
+"""moto in this process: its WSGI application, and, called directly, its Logs, CloudWatch and IAM.
 
 What containers write is brought to CloudWatch Logs and CloudWatch while they run.
 """

@@ -31,7 +31,7 @@ def lint(path: str, text: str, off: Collection[str] = ()) -> list[Finding]:
 
 
 def lint_file(path: Path, off: Collection[str] = ()) -> list[Finding]:
-    """Findings of a file. Raises NotFound, or InvalidInput for what is no text or too large."""
+    """Findings of a file. Raises NotFound, or InvalidInput for what is not text or is too large."""
     if path.is_dir():
         raise InvalidInput(f"{path} is a directory", hint=f"name the files: harness lint {path}/serving.properties")
     if not path.exists():

@@ -33,7 +33,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Fields(BaseModel):
-    """Strict: "3" is no number and 1 no truth value. A field that is null is as good as absent (`check`)."""
+    """Strict: "3" is not a number and 1 is not a truth value. A field that is null is as good as absent (`check`)."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 

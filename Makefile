@@ -48,7 +48,7 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 
 # Those that need Docker share images and the engine, so one process runs them, beside the others.
 test-all: test ## every test there is, each once: needs what test-images needs
-	@$(SETUP) harness train serve djl neuron aws
+	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3
 	@$(PY) -m pytest -m docker > .cache/test-images.log 2>&1 & images=$$!; \
 	$(PY) -m pytest $(PARALLEL) -m "neuron or aws or wheel"; code=$$?; \
 	wait $$images || code=$$?; cat .cache/test-images.log; exit $$code
@@ -68,13 +68,14 @@ test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, en
 	@$(SETUP) harness train serve djl neuron
 	@$(PY) -m pytest $(PARALLEL) -m "not docker and not breaks" $(NEURON_TESTS)
 
-test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and other clients
-	@$(SETUP) harness train serve djl aws
+test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and the SDKs
+	@$(SETUP) harness train serve djl aws sdk2 sdk3
 	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not breaks" tests/emulator tests/aws
 
-aws-transcripts: ## record docs/reference/aws-transcripts.md anew
-	@$(SETUP) harness train serve aws
+aws-transcripts: ## record docs/reference/aws-transcripts.md and sdk-transcripts.md anew
+	@$(SETUP) harness train serve djl aws sdk2 sdk3
 	@$(PY) -m tests.emulator.aws_session
+	@$(PY) -m tests.emulator.sdk_session
 
 soak: ## ten minutes of mixed load on one endpoint; memory, handles, threads and slots afterwards
 	@$(SETUP) harness train serve djl

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from containers import lab
+from containers import compatibility
 
 DEFAULT_BASE = "/opt/ml"
 # The same variable as SageMaker's own training toolkit uses to run on a plain host.
@@ -236,9 +236,10 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     A channel stands for the argument in CHANNEL_ARGUMENTS unless the hyperparameters already give it. A
     data channel of one file is passed as that file, other channels as the directories they are.
     """
-    given, lines = lab.understood(job.hyperparameters)
+    given, lines = compatibility.understood(job.hyperparameters)
     for line in lines:
         print(f"entrypoint: {line}", flush=True)
+    given = {name: _here(paths, value) for name, value in given.items()}
     for name in RESERVED_ARGUMENTS:
         if name in given:
             raise ContractError(f"hyperparameter {name}: the container sets it from its base directory; remove it")
@@ -253,6 +254,12 @@ def training_arguments(paths: Paths, job: TrainingInput) -> list[str]:
     if os.environ.get(DEVICE_ENV) and "device" not in given:
         given["device"] = os.environ[DEVICE_ENV]
     return to_argv(given)
+
+
+def _here(paths: Paths, value: str) -> str:
+    """A path of the container, where the base directory is another one (executor process)."""
+    inside = value == DEFAULT_BASE or value.startswith(f"{DEFAULT_BASE}/")
+    return f"{paths.base}{value.removeprefix(DEFAULT_BASE)}" if inside else value
 
 
 def _data(folder: Path) -> Path:

@@ -17,13 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from containers import contract, drain, health, secretsmanager, timeouts
 from containers.artifact import ArtifactError, check_model_directory
 from containers.contract import ContractError, Paths, Resources
-from containers.hyperparameters import from_sdk
 from containers.supervise import Supervisor
 
 PROGRAM = Path(__file__).resolve().parent.parent  # holds containers/, train/ and serve/
@@ -53,9 +51,7 @@ def train(paths: Paths) -> int:
     supervisor = Supervisor(TRAIN_KILL_AFTER)
     try:
         job = contract.read_training_input(paths)
-        hyperparameters, notes = from_sdk(job.hyperparameters)
-        print("\n".join(f"entrypoint: {note}" for note in notes), end="\n" if notes else "", flush=True)
-        argv = contract.training_arguments(paths, replace(job, hyperparameters=hyperparameters))
+        argv = contract.training_arguments(paths, job)
         secrets = secretsmanager.fetch(os.environ)
         wait_for_hosts(job.resources, DNS_WAIT)
     except ContractError as error:

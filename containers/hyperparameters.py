@@ -7,7 +7,6 @@ only.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -283,31 +282,3 @@ def parsed(kind: str, text: str) -> tuple[Scalar, str]:
             except ValueError:
                 return text, name
     return text, ""
-
-
-def from_sdk(values: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """(hyperparameters as they were meant, a line for each that is left out).
-
-    The SageMaker SDKs write every value as JSON, so that "cosine" arrives with its quotation marks, and add
-    hyperparameters of their own for SageMaker's training toolkit, which this image does without
-    (https://github.com/aws/sagemaker-python-sdk, Framework._json_encode_hyperparameters).
-    """
-    out, notes = {}, []
-    for name, value in values.items():
-        if name.startswith("sagemaker_"):
-            notes.append(f"hyperparameter {name} is for SageMaker's training toolkit: left out")
-        elif value == "null":
-            notes.append(f"hyperparameter {name} is null: left out")
-        else:
-            out[name] = _unquoted(value)
-    return out, notes
-
-
-def _unquoted(value: str) -> str:
-    if not (value.startswith('"') and value.endswith('"') and len(value) > 1):
-        return value
-    try:
-        made = json.loads(value)
-    except ValueError:
-        return value
-    return made if isinstance(made, str) else value

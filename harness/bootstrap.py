@@ -25,7 +25,7 @@ from harness.errors import HarnessError, MissingPrerequisite, Problem
 from harness.paths import CACHE, IN_CHECKOUT, PRODUCT, environment, python_of
 from harness.shell import run
 
-ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws")
+ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3")
 TORCH = "torch==2.13.0"
 LOCKS = PRODUCT / "locks"
 GIB = 1 << 30
@@ -271,7 +271,7 @@ def clean(everything: bool) -> None:
     """Delete what can be made again, and say what each thing freed."""
     names = [".runs", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"]
     if everything:
-        names += [".venv", ".venv-train", ".venv-serve", ".venv-neuron", ".venv-aws", ".cache"]
+        names += [environment(name).name for name in ENVIRONMENTS] + [CACHE.name]
     total = 0
     for path in (PRODUCT / name for name in names):
         if path.is_dir():

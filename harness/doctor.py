@@ -30,6 +30,7 @@ SET_UP = "make setup" if IN_CHECKOUT else "harness setup"
 RUNS_ON_AWS = "runs on AWS"
 MADE_BY_RUN = "runs, of which the first one makes it"
 RUNS = "runs"
+TESTS = {"neuron": "make test-neuron"}  # what the environments of tests are for
 """`make demo` and every run on this machine: without it nothing goes."""
 
 
@@ -110,7 +111,7 @@ def _asked(name: str, needed_for: str, ask: Callable[[], str]) -> Check:
 def _environments() -> Iterator[Check]:
     """Those that runs need; in a checkout also those of its tests."""
     for name in bootstrap.ENVIRONMENTS:
-        needed_for = {"neuron": "make test-neuron", "aws": "make test-aws"}.get(name, RUNS)
+        needed_for = RUNS if name in ("harness", "train", "serve") else TESTS.get(name, "make test-aws")
         if needed_for != RUNS and not IN_CHECKOUT:
             continue
         folder = environment(name).name

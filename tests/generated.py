@@ -221,6 +221,13 @@ def openapi() -> str:
     return json.dumps(document(version), indent=1, sort_keys=True) + "\n"
 
 
+def left_behind() -> str:
+    """docs/reference/left-behind.md: what a run can leave, who deletes it, and the test that shows it."""
+    from tests.left_behind import page
+
+    return page()
+
+
 def schema() -> str:
     """harness/runs/run-file.schema.json: for editors."""
     import json
@@ -241,6 +248,7 @@ FILES = {"train/options/sdk2.20.json": train_options, "docs/reference/transcript
 FILES["train/options/sdk2.20-models.json"] = known_models
 FILES["docs/reference/sagemaker-operations.md"] = operations
 FILES["docs/reference/refusals.md"] = refusals
+FILES["docs/reference/left-behind.md"] = left_behind
 FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/breaks.md"] = breaks
 FILES["docs/reference/run-file.md"] = reference.run_file

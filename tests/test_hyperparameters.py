@@ -153,35 +153,6 @@ def test_secrets_are_refused_and_never_repeated() -> None:
     assert list(hyperparameters.secrets({"run_name": "hf_run", "learning_rate": 1.0})) == []
 
 
-def test_hyperparameters_of_the_sagemaker_sdks() -> None:
-    values, notes = hyperparameters.from_sdk(
-        {
-            "lr_scheduler_type": '"cosine"',
-            "sagemaker_program": '"train.py"',
-            "sagemaker_region": '"us-west-2"',
-            "max_steps": "10",
-            "bf16": "true",
-            "data_columns": '"{\\"prompt\\": \\"question\\"}"',
-            "run_name": '"a',
-            "eval_steps": "null",
-            "do_train": '""',
-        }
-    )
-    assert values == {
-        "lr_scheduler_type": "cosine",
-        "max_steps": "10",
-        "bf16": "true",
-        "data_columns": '{"prompt": "question"}',
-        "run_name": '"a',
-        "do_train": "",
-    }
-    assert notes == [
-        "hyperparameter sagemaker_program is for SageMaker's training toolkit: left out",
-        "hyperparameter sagemaker_region is for SageMaker's training toolkit: left out",
-        "hyperparameter eval_steps is null: left out",
-    ]
-
-
 @given(
     st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.one_of(st.integers(), st.floats(), st.booleans(), st.text()))
 )

@@ -75,6 +75,7 @@ def test_no_uri_leaves_the_store(tmp_path: Path, text: str) -> None:
         assert (tmp_path / "s3") in path.resolve().parents
 
 
+@pytest.mark.left_behind("half-written file", "success", "whoever writes it: renamed when it is whole")
 def test_an_archive_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

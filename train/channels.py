@@ -22,6 +22,8 @@ def check_model(name: str, allow_missing_weights: bool = False) -> None:
     import transformers
 
     if not Path(name).is_dir():
+        if name.startswith((".", "/", "~")):
+            raise DataError(f"model_name_or_path {name}: there is no such directory; a channel called model is one")
         return
     for file in OPTIONS.glob("*-models.json"):
         known = model_dir.Known.of(json.loads(file.read_text(encoding="utf-8")))

@@ -28,6 +28,9 @@ def down(
         str, typer.Option("--older-than", help="Runs that began before that, for example 2h.", metavar="TIME")
     ] = "",
     expired: Annotated[bool, typer.Option("--expired", help="Endpoints whose time to live is over.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Its data, checkpoints and artifacts in the bucket, too.")
+    ] = False,
 ) -> None:
     """Delete what a run left running: jobs, endpoints, their configurations and models."""
     from harness import record as records
@@ -36,6 +39,8 @@ def down(
 
     if sum((run_id is not None, everything, bool(older_than), expired)) > 1:
         raise InvalidInput("give one of RUN, --all, --older-than and --expired")
+    if forget and expired:
+        raise InvalidInput("--forget deletes what a run was for; --expired is for endpoints alone")
     names: list[str] = []
     errors: list[HarnessError] = []
     with output.reporter() as reporter:
@@ -47,6 +52,8 @@ def down(
             try:
                 with steps.working_on(record, "down", reporter) as client:
                     names += cleanup.expire(client, reporter.say) if expired else client.down()
+                    if forget:
+                        client.forget()
             except HarnessError as error:  # the others are still taken down
                 if len(chosen) == 1 or error.exit_code >= 128:
                     raise

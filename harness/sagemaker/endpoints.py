@@ -94,7 +94,7 @@ class Endpoints:
         while True:
             now = self.resources.describe("endpoint", name, region)
             if now is None:
-                raise EndpointFailed(f"endpoint {name} is gone", "somebody has deleted it")
+                raise self._gone(name)
             if now["EndpointStatus"] == "InService":
                 return
             if now["EndpointStatus"] == "Failed":
@@ -106,6 +106,14 @@ class Endpoints:
                 steps = "an instance, the image, the model data, then a container that answers /ping"
                 self.say(f"endpoint {name}: {now['EndpointStatus']} for {waited:.0f} min; it waits for {steps}")
             time.sleep(self.poll)
+
+    def _gone(self, name: str) -> EndpointFailed:
+        """It was being made and is not there any more: its time was over, or somebody else has deleted it."""
+        ended = self.expiry.of(name)
+        if ended is None or ended > datetime.now(UTC):
+            return EndpointFailed(f"endpoint {name} is gone", "somebody has deleted it")
+        why = f"it was to end at {ended:%Y-%m-%d %H:%M:%S} UTC, before it was InService"
+        return EndpointFailed(f"endpoint {name} is gone", why, "give it longer: deploy --ttl, endpoint_hours")
 
     def _endpoint_failed(self, deployment: Deployment, reason: str) -> EndpointFailed:
         """SageMaker's reason, and the container's own, which is in its log."""

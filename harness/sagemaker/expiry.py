@@ -48,6 +48,12 @@ class Expiry:
         self.record.note("created", kind=KIND, name=request["Name"], region=region, expires=expires.isoformat())
         return True
 
+    def of(self, endpoint: str) -> datetime | None:
+        """When AWS was last told to delete `endpoint`; None where it was not."""
+        made = [line for line in self.record.ledger() if line["event"] == "created" and line["kind"] == KIND]
+        lines = [line for line in made if line["name"] == spend.schedule_name(endpoint)]
+        return datetime.fromisoformat(lines[-1]["expires"]) if lines else None
+
     def _role(self) -> str:
         """On a Neuron host with a profile of its own the local SageMaker has none to look at."""
         profile = self.aws.profile

@@ -71,6 +71,9 @@ def test_who_reads_a_log_does_not_stop_the_job(harness: Commands) -> None:
     interrupted(child, signal.SIGINT, 130)
 
 
+@pytest.mark.left_behind(
+    "training job", "KILL", "nobody: it goes on; the same command follows it, `harness down` stops it"
+)
 def test_a_killed_verb_leaves_the_job_which_is_followed_again(harness: Commands) -> None:
     killed(harness.started("train", "slow.toml", until="loss"))
     run_id = harness.newest("slow")
@@ -121,6 +124,10 @@ def test_a_job_that_nobody_follows_comes_to_its_end_and_its_log_is_whole(harness
     both = harness("down", run_id, "--all")
     assert both.returncode == 3
     assert "give one of RUN, --all, --older-than and --expired" in both.stderr
+    objects = harness.folder / ".local" / "s3" / "local" / "runs" / run_id
+    assert (objects / "output").is_dir(), "what the run was for stays"
+    assert "objects of s3://local/runs/" in harness("down", run_id, "--forget").stderr
+    assert list(objects.rglob("*.tar.gz")) == []
 
 
 def test_term_while_an_endpoint_is_made_deletes_it(harness: Commands) -> None:
@@ -184,6 +191,9 @@ def test_faults_of_a_job_and_of_endpoints(harness: Commands) -> None:
         assert harness.there() == [], words
 
 
+@pytest.mark.left_behind(
+    "training job", "expired credentials", "nobody: it goes on, and the message says how to follow and stop it"
+)
 def test_credentials_that_expire_while_a_job_is_followed_name_the_job_that_goes_on(harness: Commands) -> None:
     child = harness.started("train", "slow.toml", until="loss")
     fault(harness, "expired-token", "--operation", "DescribeTrainingJob")

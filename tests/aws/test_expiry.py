@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from harness.aws.session import Aws
+from harness.errors import EndpointFailed
 from harness.estimate import spend
 from harness.local.control import Server
 from harness.record import Record
@@ -64,6 +65,7 @@ def of_kind(run: RunClient, event: str) -> list[str]:
 
 
 @pytest.mark.emulator
+@pytest.mark.left_behind("endpoint", "KILL", "its schedule, when its time is over")
 def test_killed_after_deploy_the_endpoint_is_gone_at_its_expiry(
     run: RunClient, requests: Requests, server: Server
 ) -> None:
@@ -88,6 +90,7 @@ def test_killed_after_deploy_the_endpoint_is_gone_at_its_expiry(
 
 
 @pytest.mark.emulator
+@pytest.mark.left_behind("schedule", "success", "the command; itself, when it has fired")
 def test_a_schedule_goes_with_its_endpoint_and_a_new_endpoint_has_a_new_one(
     run: RunClient, requests: Requests
 ) -> None:
@@ -112,6 +115,36 @@ def test_a_schedule_goes_with_its_endpoint_and_a_new_endpoint_has_a_new_one(
 
 
 @pytest.mark.emulator
+def test_an_endpoint_whose_time_is_over_before_anybody_saw_it_in_service(run: RunClient, requests: Requests) -> None:
+    run.hosting.poll = 4  # longer than it lives
+    with pytest.raises(EndpointFailed) as raised:
+        run.deploy(deployment(run, requests), lambda: None, ttl=1)
+    (problem,) = raised.value.problems
+    assert "it was to end at" in problem.why
+    assert "--ttl" in problem.hint
+    assert run.resources.made() == []
+
+
+@pytest.mark.emulator
+def test_an_endpoint_that_somebody_else_deletes_is_told_as_that(run: RunClient, requests: Requests) -> None:
+    run.hosting.poll = 4
+    wanted = deployment(run, requests)
+    deleted: list[str] = []
+
+    def delete_it() -> None:
+        if not deleted:
+            until(lambda: next(run.endpoints()).status == "InService")
+            requests.sm.delete_endpoint(EndpointName=wanted.endpoint_name)
+            deleted.append(wanted.endpoint_name)
+
+    with pytest.raises(EndpointFailed) as raised:
+        run.deploy(wanted, delete_it, ttl=3600)
+    assert raised.value.problems[0].why == "somebody has deleted it"
+    assert run.resources.made() == []
+
+
+@pytest.mark.emulator
+@pytest.mark.left_behind("schedule", "KILL", "the next command")
 def test_a_schedule_whose_endpoint_was_never_made_is_settled(run: RunClient, requests: Requests) -> None:
     name = deployment(run, requests).endpoint_name
     run.hosting.expiry.set(name, datetime.now(UTC) + timedelta(hours=1), "us-west-2")

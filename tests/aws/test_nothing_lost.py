@@ -36,6 +36,11 @@ def status_of(requests: Requests, name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["throttling", "expired-token", "access-denied"])
+@pytest.mark.left_behind(
+    "endpoint",
+    ("expired credentials", "refused call"),
+    "nobody: it is being made, and the message says that it goes on",
+)
 def test_a_refused_poll_deletes_no_endpoint_that_is_being_made_or_lives(
     run: RunClient, requests: Requests, server: Server, kind: str
 ) -> None:

@@ -63,6 +63,9 @@ def a_run(name: str = "x-20260101-000000-abcd", target: Target = platforms.DEFAU
     return create(name, ROOT / "harness" / "runs" / "tinyllama-imdb.toml", platforms.texts(target))
 
 
+@pytest.mark.left_behind(
+    "local SageMaker", "success", "the command that started it, unless an endpoint or a job needs it"
+)
 def test_it_starts_when_a_verb_needs_it_and_stops_behind_the_verb(state: Path) -> None:
     for _ in range(2):
         said: list[str] = []
@@ -91,6 +94,7 @@ with platforms.up(platforms.local_state(), LOCAL, print):
 """
 
 
+@pytest.mark.left_behind("local SageMaker", "Ctrl-C", "the command")
 def test_ctrl_c_while_it_starts_leaves_none(state: Path) -> None:
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "Interrupted" in done.stderr, done.stdout + done.stderr
@@ -159,6 +163,7 @@ def test_verbs_that_start_at_the_same_moment_get_one_server(state: Path) -> None
     assert control.find(state) is None
 
 
+@pytest.mark.left_behind("local SageMaker", "KILL", "the next command; `harness local down`")
 def test_the_last_verb_stops_it_also_one_that_only_looks(state: Path) -> None:
     left_by_a_killed_verb(state)
     with up(state, start=False) as server:

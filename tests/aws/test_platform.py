@@ -79,6 +79,7 @@ def test_a_job_is_done_once_and_its_outputs_come_back(run: RunClient, requests: 
     assert run.running_job() is None
 
 
+@pytest.mark.left_behind("training job", "failure", "SageMaker: it has ended")
 def test_a_failed_job_says_why_and_the_next_attempt_has_its_own_name(run: RunClient, requests: Requests) -> None:
     with pytest.raises(JobFailed) as error:
         train(run, requests, "(B/'output/failure').write_text('no such layer'); sys.exit(1)")
@@ -135,6 +136,7 @@ def test_refusals_end_at_once(run: RunClient, requests: Requests, server: Server
     run.aws.call("sagemaker", "list_models")
 
 
+@pytest.mark.left_behind(("endpoint configuration", "model"), "success", "the command; `harness down`")
 def test_an_endpoint_is_kept_asked_expired_and_deleted_whole(run: RunClient, requests: Requests) -> None:
     wanted = deployment(run, requests)
     endpoint = run.deploy(wanted, lambda: None, ttl=3600)
@@ -156,6 +158,7 @@ def test_an_endpoint_is_kept_asked_expired_and_deleted_whole(run: RunClient, req
         assert resources.named(run.aws, kind, run.record.id, "us-west-2") == []
 
 
+@pytest.mark.left_behind(("endpoint", "endpoint configuration", "model", "schedule"), "failure", "the command")
 def test_a_failed_endpoint_says_the_containers_reason_and_leaves_nothing(run: RunClient, requests: Requests) -> None:
     wanted = deployment(run, requests)
     wanted.create_model["PrimaryContainer"]["Environment"] = {"FAKE_BREAKS": "at start"}
@@ -164,8 +167,14 @@ def test_a_failed_endpoint_says_the_containers_reason_and_leaves_nothing(run: Ru
     assert "RuntimeError: no such model" in error.value.problems[0].why
     for kind in resources.DELETION:
         assert resources.named(run.aws, kind, run.record.id, "us-west-2") == []
+    assert run.resources.made() == [], "its schedule neither"
 
 
+@pytest.mark.left_behind(
+    ("endpoint", "endpoint configuration", "model", "schedule"),
+    "Ctrl-C",
+    "on this machine the command; on AWS nobody: it goes on, and the message says so",
+)
 def test_an_endpoint_that_is_made_goes_on_at_aws_after_an_interruption_and_is_deleted_here(
     run: RunClient, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +194,8 @@ def test_an_endpoint_that_is_made_goes_on_at_aws_after_an_interruption_and_is_de
             steps.deploy(run, wanted, Said())
         for kind in resources.DELETION:
             assert len(resources.named(run.aws, kind, run.record.id, "us-west-2")) == left
+        schedules = requests.client("scheduler").list_schedules(NamePrefix=run.record.id)["Schedules"]
+        assert len(schedules) == left
 
 
 def test_parts_of_an_endpoint_that_is_refused_are_deleted(run: RunClient, requests: Requests, server: Server) -> None:
@@ -209,6 +220,7 @@ def test_what_carries_no_tag_of_ours_is_not_touched(run: RunClient, requests: Re
     assert ending.sweep_list(run.aws, run.record.id, ["us-west-2"]) == []
 
 
+@pytest.mark.left_behind(("endpoint configuration", "model"), "KILL", "the next command")
 def test_parts_of_an_endpoint_that_a_killed_command_left_are_settled(run: RunClient, requests: Requests) -> None:
     endpoint = run.deploy(deployment(run, requests), lambda: None)
     run.settle()

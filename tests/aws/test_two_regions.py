@@ -67,6 +67,7 @@ def copies(run: RunClient) -> list[str]:
     return [item["Key"] for item in found]
 
 
+@pytest.mark.left_behind("copy of the artifact", "success", "`harness down`")
 def test_artifact_and_image_are_where_they_are_used(server: Server, run: RunClient, profile: Profile) -> None:
     requests = Requests(server, client)
     push(run.aws, HERE, "train")
@@ -109,6 +110,7 @@ def test_artifact_and_image_are_where_they_are_used(server: Server, run: RunClie
     requests.close()
 
 
+@pytest.mark.left_behind("copy of the artifact", ("Ctrl-C", "KILL"), "`harness down`")
 def test_a_copy_whose_end_was_not_noted_is_found_by_down(
     server: Server, run: RunClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def left_over(folder: Path) -> list[str]:
     return [*containers(state), *([f"server {server.pid}"] if server else [])]
 
 
+@pytest.mark.left_behind(("process", "training job", "endpoint"), "success", "the command")
 def test_run_trains_serves_measures_and_takes_everything_down(tiny_run: Path) -> None:
     done = harness("run", str(tiny_run), "--json", cwd=tiny_run.parent)
     assert done.returncode == 0, done.stderr
@@ -88,6 +89,7 @@ def test_verbs_one_by_one(tiny_run: Path) -> None:
     assert f"start one: harness deploy {run_id}" in gone.stderr
 
 
+@pytest.mark.left_behind(("process", "local SageMaker"), "failure", "the command")
 def test_a_job_that_fails_says_why(tiny_run: Path) -> None:
     text = tiny_run.read_text().replace("block_size = 24", "block_size = 4")
     tiny_run.write_text(text)

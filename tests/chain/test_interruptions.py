@@ -50,6 +50,7 @@ def steps(folder: Path, count: int) -> None:
     file.write_text(file.read_text().replace("max_steps = 200", f"max_steps = {count}"))
 
 
+@pytest.mark.left_behind(("process", "training job", "local SageMaker"), "Ctrl-C", "the command, with a checkpoint")
 def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
     child = started("run", "tiny.toml", cwd=folder, until="loss")
     child.send_signal(signal.SIGINT)
@@ -69,6 +70,7 @@ def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
     assert left_over(folder) == []
 
 
+@pytest.mark.left_behind("process", "KILL", "the job itself, when it ends; `harness down`")
 def test_a_job_whose_harness_was_killed_goes_on_until_it_is_stopped(folder: Path) -> None:
     steps(folder, 600)  # not over before two commands have started, however busy the machine is
     child = started("train", "tiny.toml", cwd=folder, until="loss")
@@ -114,6 +116,7 @@ def test_a_job_that_is_stopped_after_its_last_step_has_trained(folder: Path) -> 
     assert left_over(folder) == []
 
 
+@pytest.mark.left_behind("endpoint", "Ctrl-C", "the command, on this machine")
 def test_term_while_an_endpoint_starts_leaves_nothing(folder: Path) -> None:
     steps(folder, 20)
     assert harness("train", "tiny.toml", cwd=folder).returncode == 0

@@ -102,6 +102,7 @@ PreTrainedTokenizerFast.save_pretrained = full
 """
 
 
+@pytest.mark.left_behind("half-written file", "failure", "nobody: the weights stay, and the message says where")
 def test_a_failed_export_leaves_the_weights_and_says_where(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     code, out = ended(
         tiny_model, data, tmp_path, "--max_steps", "3", program=FAILING_EXPORT.format(allowed=1)

@@ -209,7 +209,10 @@ def test_the_services_rules_for_channels(aws: Requests, given: Any, code: str, r
 @pytest.mark.parametrize(
     ("member", "value"),
     [
-        ("DebugHookConfig", {"S3OutputPath": "s3://local/x"}),
+        (
+            "DebugHookConfig",
+            {"S3OutputPath": "s3://local/x", "CollectionConfigurations": [{"CollectionName": "losses"}]},
+        ),
         ("ExperimentConfig", {"ExperimentName": "x"}),
         (
             "ResourceConfig",

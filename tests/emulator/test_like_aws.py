@@ -36,6 +36,7 @@ def code_of(error: Any) -> tuple[str, str]:
         ("Tags", []),
         ("ExperimentConfig", {}),
         ("RemoteDebugConfig", {"EnableRemoteDebug": False}),
+        ("DebugHookConfig", {"S3OutputPath": "s3://local/debug", "CollectionConfigurations": []}),
     ],
 )
 def test_members_that_ask_for_nothing_are_accepted(aws: Requests, member: str, value: Any) -> None:
@@ -91,6 +92,7 @@ def test_model_data_is_looked_for_when_a_model_is_made(aws: Requests) -> None:
     [
         ("763104351884.dkr.ecr.us-west-2.amazonaws.com/djl-inference:0.28.0", {}, "is not of this account"),
         ("", {"HF_MODEL_ID": "gpt2"}, "HF_MODEL_ID=gpt2 is an id of the model hub"),
+        ("", {"HF_MODEL_ID": "s3://a/b"}, "HF_MODEL_ID=s3://a/b is a place in S3"),
         ("", {"OPTION_MODEL_ID": "org/model"}, "OPTION_MODEL_ID=org/model is an id of the model hub"),
     ],
 )

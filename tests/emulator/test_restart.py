@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 
 from harness import shell
+from harness.executors.process import scratch_of
 from harness.local import control
 from harness.local.control import Server
+from harness.local.service import prefix_of
 from tests.emulator.conftest import client, start
 from tests.emulator.left_over import containers
 from tests.emulator.requests import Requests
@@ -106,6 +111,7 @@ def test_down_stops_a_job_with_its_checkpoint(state: Path) -> None:
     assert [o["Key"] for o in aws.s3.list_objects_v2(Bucket="local", Prefix="ck/")["Contents"]] == ["ck/step-0"]
 
 
+@pytest.mark.left_behind("process", "KILL", "the next local SageMaker, when the one before was killed")
 def test_a_crash_is_found_and_settled(state: Path) -> None:
     aws = using(start(state))
     condition = {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 120}
@@ -132,6 +138,82 @@ def test_a_crash_is_found_and_settled(state: Path) -> None:
     assert aws.settled("serving")["EndpointStatus"] == "InService"
     aws.delete("serving")
     assert containers(state) == []
+
+
+@pytest.mark.left_behind(
+    "directory", ("success", "failure", "Ctrl-C", "KILL"), "the local SageMaker, or the next one"
+)
+def test_no_directory_of_a_container_is_left(state: Path) -> None:
+    aws = using(start(state))
+
+    def there(*names: str) -> list[bool]:
+        return [scratch_of(f"{prefix_of(state)}{name}").exists() for name in names]
+
+    aws.sm.create_training_job(**aws.job("stopped", SLOW))
+    running(aws, "stopped")
+    assert there("stopped") == [True], "this is where it is"
+    aws.sm.stop_training_job(TrainingJobName="stopped")
+    aws.ended("stopped")
+    aws.run("good")
+    aws.run("bad", "sys.exit(3)")
+    aws.deploy("asked")
+    assert there("us-west-2-asked-1") == [True]
+    aws.delete("asked")
+    aws.sm.create_training_job(**aws.job("killed", SLOW))
+    running(aws, "killed")
+    kill(aws.server)
+    assert there("stopped", "good", "bad", "us-west-2-asked-1", "killed") == [False] * 4 + [True]
+    using(start(state))
+    assert there("killed") == [False]
+
+
+CLIENTS, JOBS = 40, 120
+
+
+def test_nothing_acknowledged_is_lost_when_it_is_killed_under_forty_clients(state: Path) -> None:
+    server = start(state)
+    acknowledged, lock = {"jobs": list[str](), "objects": list[str]()}, threading.Lock()
+
+    def note(kind: str, name: str) -> None:
+        with lock:
+            acknowledged[kind].append(name)
+
+    def one_client(number: int) -> None:
+        """Jobs and objects until it has made its share, or nobody answers any more."""
+        mine = using(server)
+        try:
+            for job in range(JOBS // CLIENTS):
+                for part in range(5):
+                    key = f"clients/{number}-{job}-{part}"
+                    mine.s3.put_object(Bucket="local", Key=key, Body=key.encode() * 1000)
+                    note("objects", key)
+                name = f"client-{number}-{job}"
+                mine.sm.create_training_job(**mine.job(name, "(B/'model/w').write_text('w')"))
+                note("jobs", name)
+        except (BotoCoreError, ClientError):
+            assert killed.is_set()
+
+    killed = threading.Event()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(one_client, number) for number in range(CLIENTS)]
+        while len(acknowledged["jobs"]) < JOBS // 2:
+            time.sleep(0.01)
+        killed.set()
+        kill(server)
+        for client_ in clients:
+            client_.result()
+    assert JOBS // 2 <= len(acknowledged["jobs"]) < JOBS, "the kill came too late to mean anything"
+
+    aws = using(start(state))
+    ends = {name: aws.ended(name, within=120)["TrainingJobStatus"] for name in acknowledged["jobs"]}
+    assert set(ends.values()) <= {"Completed", "Failed"}
+    for name, end in ends.items():  # one that ran when the server died has failed, as after an internal error
+        keys = aws.s3.list_objects_v2(Bucket="local", Prefix=f"out/{name}/").get("Contents", [])
+        assert end == "Failed" or [o["Key"] for o in keys] == [f"out/{name}/output/model.tar.gz"], name
+    for key in acknowledged["objects"]:
+        assert aws.s3.get_object(Bucket="local", Key=key)["Body"].read() == key.encode() * 1000
+    assert aws.run("afterwards")["TrainingJobStatus"] == "Completed"
+    print(f"{len(ends)} jobs and {len(acknowledged['objects'])} objects acknowledged, none lost")
 
 
 def test_several_side_by_side_and_a_second_up(state: Path, tmp_path: Path) -> None:

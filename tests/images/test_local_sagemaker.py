@@ -97,6 +97,7 @@ def images_of(name: str) -> list[str]:
     return [line.split()[0] for line in shown if name in line.split()[-1]]
 
 
+@pytest.mark.left_behind("container", "success", "the local SageMaker")
 def test_a_job_and_then_an_endpoint_with_its_artifact(aws: Requests, tiny_model: Path) -> None:
     aws.sm.create_training_job(**train_tiny(aws, tiny_model, "tiny", 20))
     aws.until("tiny", lambda d: d["SecondaryStatus"] == "Training", WITHIN)
@@ -180,6 +181,7 @@ else:
 )
 
 
+@pytest.mark.left_behind("network", "success", "the local SageMaker, with the last host")
 def test_three_hosts_whose_names_resolve_late(aws: Requests) -> None:
     fault(aws, "late-hosts", name="three", after=3)
     resources = {"InstanceType": "ml.trn1.32xlarge", "InstanceCount": 3, "VolumeSizeInGB": 1}
@@ -196,10 +198,24 @@ def test_three_hosts_whose_names_resolve_late(aws: Requests) -> None:
     assert left_over() == []
 
 
+@pytest.mark.left_behind(("container", "network"), "failure", "the local SageMaker")
 def test_a_host_that_fails_ends_the_others(aws: Requests) -> None:
     resources = {"InstanceType": "ml.trn1.32xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}
     code = STATE + "if r['current_host'] == 'algo-2': sys.exit(7)\ntime.sleep(100)"
     assert aws.run("one-fails", code, ResourceConfig=resources)["FailureReason"] == "AlgorithmError: exit code 7"
+    assert left_over() == []
+
+
+@pytest.mark.left_behind(("container", "network"), "Ctrl-C", "the local SageMaker, when the job is stopped")
+def test_a_job_of_two_hosts_that_is_stopped_leaves_neither_containers_nor_network(aws: Requests) -> None:
+    two = {"InstanceType": "ml.trn1.32xlarge", "InstanceCount": 2, "VolumeSizeInGB": 1}
+    aws.sm.create_training_job(
+        **aws.job("two-stopped", "print('waiting', flush=True); time.sleep(100)", ResourceConfig=two)
+    )
+    aws.until("two-stopped", lambda _: str(aws.logs_or_nothing("two-stopped")).count("waiting") == 2, WITHIN)
+    assert len(left_over()) == 3, "two containers and their network"
+    aws.sm.stop_training_job(TrainingJobName="two-stopped")
+    assert aws.ended("two-stopped", WITHIN)["TrainingJobStatus"] == "Stopped"
     assert left_over() == []
 
 
@@ -218,6 +234,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
     control.down(tmp_path / "state")
 
 
+@pytest.mark.left_behind(("container", "network"), "KILL", "the next local SageMaker")
 def test_a_crash_of_the_server_is_found_and_settled(built: dict[str, str], tiny_model: Path, state: Path) -> None:
     aws = using(state, built)
     retried = {"RetryStrategy": {"MaximumRetryAttempts": 1}, "CheckpointConfig": {"S3Uri": "s3://local/ck-retry"}}

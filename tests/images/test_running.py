@@ -284,6 +284,7 @@ def test_what_needs_more_than_its_memory_is_killed(
     assert "ate it" not in spec.log.read_text()
 
 
+@pytest.mark.left_behind("container", "failure", "the local SageMaker")
 def test_a_start_that_fails_leaves_nothing(built: dict[str, str], tiny_model: Path, tmp_path: Path) -> None:
     import socket
 
@@ -320,6 +321,8 @@ def test_a_whole_run_in_containers(built: dict[str, str], tiny_model: Path, tmp_
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.left_behind("container", "Ctrl-C", "the command, with a checkpoint")
+@pytest.mark.left_behind("container", "KILL", "the job itself, when it ends")
 def test_an_interrupted_run_leaves_nothing_and_goes_on(
     built: dict[str, str], tiny_model: Path, tmp_path: Path, signum: int
 ) -> None:
@@ -367,6 +370,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("nth", "left"), [(1, 1), (2, 2)])
+@pytest.mark.left_behind(("container", "network"), "KILL", "the next command, when the local SageMaker was killed")
 def test_killed_between_the_starts_of_several_hosts_it_leaves_nothing_for_long(
     built: dict[str, str], tiny_model: Path, tmp_path: Path, nth: int, left: int
 ) -> None:

@@ -43,8 +43,14 @@ def only(where: str, value: dict[str, Any], known: set[str]) -> None:
 
 
 def _asks_for_nothing(name: str, value: Any) -> bool:
-    """False, empty, or made of nothing else: ProfilerConfig {"DisableProfiler": true} as much as []."""
+    """False, empty, or made of nothing else: ProfilerConfig {"DisableProfiler": true} as much as [].
+
+    Debugger's configuration says where, and asks for nothing as long as it has no collection: SageMaker writes it to
+    a file that is for smdebug, which the images do not have.
+    """
     if isinstance(value, dict):
+        if name == "DebugHookConfig":
+            value = {k: v for k, v in value.items() if k not in ("S3OutputPath", "LocalPath")}
         return all(_asks_for_nothing(k, v) for k, v in value.items())
     return not value or (name, value) in ASKS_FOR_NOTHING
 

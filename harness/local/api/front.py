@@ -214,6 +214,9 @@ class Front:
             return self._scheduler(environ, body, start, region)
         if service not in MOTO:
             raise ApiError("NotImplemented", f"service {service} is not part of the local SageMaker", 501)
+        # SDK 3 asks it of each role, and takes a no.
+        if service == "iam" and b"Action=SimulatePrincipalPolicy" in body:
+            raise ApiError("AccessDenied", "policies are not simulated by the local SageMaker", 403)
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         if target == GET_RESOURCES:

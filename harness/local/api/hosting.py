@@ -80,7 +80,8 @@ def _check_model_source(service: Service, region: str, request: Request, contain
     for name in MODEL_ID_VARIABLES:
         value = container.get("Environment", {}).get(name, "/")
         if not value.startswith("/"):
-            text = f"{name}={value} is an id of the model hub, and nothing is downloaded by the container"
+            what = "a place in S3" if value.startswith("s3://") else "an id of the model hub"
+            text = f"{name}={value} is {what}, and nothing is downloaded by the container"
             raise invalid(f"{text}; give the model as ModelDataUrl or ModelDataSource in S3.")
     if source is not None:
         service.check_bucket(source["S3Uri"], region)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from containers import lab
+from containers import compatibility
 from containers.contract import ContractError, Paths, TrainingInput, training_arguments
 
 # As in the lab's notebook (fine-tuning TinyLlama with optimum-neuron on Trainium); values are strings by then.
@@ -39,7 +39,7 @@ KEPT += ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_
 
 
 def test_the_labs_own_are_taken_verbatim_with_a_line_for_each_without_effect() -> None:
-    values, lines = lab.understood(LAB)
+    values, lines = compatibility.understood(LAB)
     assert values == {name: LAB[name] for name in KEPT}
     left_out = sorted(set(LAB) - set(KEPT))
     assert [line.split()[1] for line in lines] == left_out
@@ -59,7 +59,7 @@ def test_another_output_dir_is_still_refused(tmp_path: Path) -> None:
 
 
 def test_an_estimators_are_json_and_have_keys_for_the_toolkit() -> None:
-    values, lines = lab.understood(
+    values, lines = compatibility.understood(
         {
             "model_name_or_path": '"TinyLlama/TinyLlama-1.1B"',
             "max_steps": "100",
@@ -82,23 +82,31 @@ def test_an_estimators_are_json_and_have_keys_for_the_toolkit() -> None:
 
 
 def test_sequence_parallelism_off_keeps_its_meaning() -> None:
-    values, _ = lab.understood({"sequence_parallel_enabled": "False"})
+    values, _ = compatibility.understood({"sequence_parallel_enabled": "False"})
     assert values == {"disable_sequence_parallel": "true"}
-    values, _ = lab.understood({"sequence_parallel_enabled": "true"})
+    values, _ = compatibility.understood({"sequence_parallel_enabled": "true"})
     assert values == {}
 
 
-def test_values_in_quotes_stay_as_they_are_without_an_estimator() -> None:
-    assert lab.understood({"base_model": '"quoted"'})[0] == {"base_model": '"quoted"'}
+def test_only_whole_json_strings_are_decoded() -> None:
+    columns = '"{\\"prompt\\": \\"question\\"}"'
+    given = {"data_columns": columns, "run_name": '"a', "seed": "7", "eval_steps": "null"}
+    values, lines = compatibility.understood(given)
+    assert values == {"data_columns": '{"prompt": "question"}', "run_name": '"a', "seed": "7"}
+    assert lines == ["hyperparameter eval_steps = 'null' has no effect here: null stands for the default"]
+
+
+def test_keys_of_a_tuning_job_are_left_out() -> None:
+    assert compatibility.understood({"_tuning_objective_metric": '"loss"'})[0] == {}
 
 
 def test_a_configuration_of_another_model_is_not_passed_over() -> None:
-    values, lines = lab.understood({"model_name_or_path": "a/b", "config_name": "c/d"})
+    values, lines = compatibility.understood({"model_name_or_path": "a/b", "config_name": "c/d"})
     assert values == {"model_name_or_path": "a/b", "config_name": "c/d"} and lines == []
 
 
 @given(st.dictionaries(st.text(max_size=20) | st.sampled_from([*LAB, "sagemaker_program"]), st.text(max_size=20)))
 def test_nothing_gets_lost_without_a_line(hyperparameters: dict[str, str]) -> None:
-    values, lines = lab.understood(hyperparameters)
+    values, lines = compatibility.understood(hyperparameters)
     added = {"disable_sequence_parallel"} - set(hyperparameters)
     assert len(set(values) - added) + len(lines) == len(hyperparameters)

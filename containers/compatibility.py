@@ -24,8 +24,8 @@ WITHOUT_EFFECT = {
     "use_auth_token": "give --token, or a secret",
     "overwrite_output_dir": "checkpoints of the same run are resumed, those of another are refused",
 }
-# The toolkit's own keys, by their beginning: sagemaker-training v4.8.3, params.py.
-TOOLKIT = "sagemaker_"
+# Keys of the training toolkit and of tuning jobs, by their beginning: sagemaker-training v4.8.3, params.py.
+TOOLKIT = ("sagemaker_", "_tuning_")
 TOOLKIT_KEYS = {
     "sagemaker_program": "the image runs its own program",
     "sagemaker_submit_directory": "no code is downloaded",
@@ -34,13 +34,13 @@ TOOLKIT_KEYS = {
 
 def understood(given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """`given` as our trainer takes it, and one line for each hyperparameter that was left out or changed."""
-    values, lines = dict(given), []
-    if any(key.startswith(TOOLKIT) for key in values):
-        values = {key: _decoded(value) for key, value in values.items()}
+    values, lines = {key: _decoded(value) for key, value in given.items()}, []
     for key in sorted(values):
         value = values[key]
         if key.startswith(TOOLKIT):
             why = TOOLKIT_KEYS.get(key, "it is for SageMaker's training toolkit, which this image does without")
+        elif value == "null":
+            why = "null stands for the default"
         elif key in WITHOUT_EFFECT:
             why = WITHOUT_EFFECT[key]
         elif key == "output_dir" and value.rstrip("/") == MODEL:
@@ -60,7 +60,12 @@ def understood(given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _decoded(text: str) -> str:
-    """A value that an estimator wrote as JSON: '"llama"' is llama, '2' and 'true' stay; what is no JSON stays too."""
+    """A string that an estimator wrote as JSON: '"llama"' is llama; 2, true and what is no JSON stay as they are.
+
+    https://github.com/aws/sagemaker-python-sdk, Framework._json_encode_hyperparameters
+    """
+    if not (text.startswith('"') and text.endswith('"') and len(text) > 1):
+        return text
     try:
         value = json.loads(text)
     except ValueError:

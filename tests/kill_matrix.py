@@ -159,8 +159,8 @@ def run_cell(cell: Cell, model: Path, trained: Path) -> None:
         harness(folder, *again)
         if cell.verb == "run":
             result = json.loads(next((folder / ".runs").glob("*/result.json")).read_text())
-            if result["accuracy"]["tuned"] < 0.9:
-                raise Broken(f"what came out is worse: {result['accuracy']}")
+            if result["score"]["tuned"] < 0.9:
+                raise Broken(f"what came out is worse: {result['score']}")
         if follows and (jobs := made(folder)) != runs[:1]:
             raise Broken(f"it was trained again: {jobs}")
         if runs or (folder / ".runs").is_dir():

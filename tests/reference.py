@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from itertools import pairwise
@@ -48,7 +49,12 @@ def _type(annotation: Any) -> str:
         if isinstance(annotation, type) and not hasattr(annotation, "__args__")
         else str(annotation)
     )
-    return text.replace("typing.", "").replace(" | None", "").replace("|", "or")
+    text = text.replace("typing.", "").replace(" | None", "").replace("|", "or")
+    bounded = re.search(r"Annotated\[(\w+), .*Ge\(ge=(\d+)\), Le\(le=(\d+)\)", text)
+    if bounded:
+        return f"{bounded[1]}, {bounded[2]} to {bounded[3]}"
+    choice = re.search(r"Literal\[([^\]]+)\]", text)
+    return choice[1].replace("'", "`").replace(", ", " or ") if choice else text
 
 
 def _default(field: Any) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from harness.run import evaluate, report
-from harness.run.evaluate import HeldOut, Score, parse_answer
+from harness.errors import EndpointFailed, InvalidInput
+from harness.run import evaluate, invoke, report
+from harness.run.evaluate import Given, HeldOut, Score, parse_answer
 
 LABELS = ["Yes", "No"]
 
@@ -30,16 +33,104 @@ def test_answers_are_parsed_by_whole_words_at_the_start(text: str, label: str | 
     assert parse_answer(text, LABELS) == label
 
 
+ROWS = [HeldOut("a", "Yes"), HeldOut("b", " No"), HeldOut("c", "Yes")]
+
+
 def test_score_counts_what_cannot_be_parsed_as_wrong() -> None:
-    rows = [HeldOut("a", "Yes"), HeldOut("b", " No"), HeldOut("c", "Yes")]
-    score = evaluate.score(rows, LABELS, ["yes", "no", "maybe"])
-    assert score.right == (True, True, False)
+    score = evaluate.score("label", ROWS, ["yes", "no", "maybe"], Given(("Yes", "No")))
+    assert score.values == (1, 1, 0)
     assert score.unparsable == 1
-    assert score.accuracy == pytest.approx(2 / 3)
+    assert score.mean == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("measure", "answers", "values"),
+    [
+        ("exact_match", ["Yes ", "no", "Yes, that"], (1, 0, 0)),
+        ("regex", ["on 2026-11-26.", "26.11.", ""], (1, 0, 0)),
+        ("json", ['{"a": 1}', "{'a': 1}", "[" * 100_000], (1, 0, 0)),
+    ],
+)
+def test_other_measures(measure: str, answers: list[str], values: tuple[float, ...]) -> None:
+    assert evaluate.score(measure, ROWS, answers, Given(pattern=r"\d{4}-\d\d-\d\d")).values == values
+
+
+def scorer_file(folder: Path, body: str) -> Given:
+    file = folder / "score.py"
+    file.write_text(body)
+    return Given(scorer=file)
+
+
+def test_a_users_own_scorer(tmp_path: Path) -> None:
+    body = (
+        "print('loading')\ndef score(prompt, completion, answer):\n    print(prompt)\n    return len(answer) / 10\n"
+    )
+    found = evaluate.score("scorer", ROWS, ["abc", "\u2028x", "d\n\ne"], scorer_file(tmp_path, body))
+    assert found.values == (0.3, 0.2, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("x = (", "SyntaxError"),
+        ("def other(): ...", "KeyError: 'score'"),
+        ("def score(**row):\n    return row['gold']", "KeyError: 'gold'"),
+        ("def score(**row):\n    return None", "TypeError"),
+        ("def score(**row):\n    return float('nan')", "no finite number"),
+        ("import os\ndef score(**row):\n    os._exit(0)", "0 values for 3 rows"),
+    ],
+)
+def test_a_scorer_that_does_not_work_is_one_line(tmp_path: Path, body: str, why: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        evaluate.score("scorer", ROWS, ["a", "b", "c"], scorer_file(tmp_path, body))
+    (problem,) = error.value.problems
+    assert why in f"{problem.what} {problem.why}"
+    assert "score(prompt, completion, answer)" in problem.hint
+
+
+def test_the_trivial_answer_is_the_most_frequent_one() -> None:
+    constant = evaluate.trivial("label", ROWS, Given(("Yes", "No")))
+    assert constant is not None
+    assert (constant.answers[0], constant.values) == ("Yes", (1, 0, 1))
+    assert evaluate.trivial("json", ROWS, Given()) is None
+
+
+def of(right: int, n: int = 400, unparsable: int = 0) -> Score:
+    hits = set(random.Random(right).sample(range(n), right))
+    return Score(("no",) * n, tuple(float(i in hits) for i in range(n)), unparsable)
+
+
+def test_a_gain_over_a_base_model_that_cannot_answer_is_no_success() -> None:
+    """As seen: 81.5 % of the base model's answers without a label, tuned 49.5 %, always "no" 50.5 %."""
+    said = evaluate.verdict("label", of(30, unparsable=326), of(198), of(202))
+    assert said.startswith("the tuned model is no better than always answering 'no' (-1.0 points, 95 % interval")
+    assert "81.5 % of the base model's answers have no label, so the gain over it says little" in said
+    good = evaluate.verdict("label", of(227), of(334), of(202))
+    assert good.startswith("the tuned model is better than always answering 'no' (+33.0 points")
+    assert "; better than the base model (+26.7 points" in good
+    assert "worse than" in evaluate.verdict("label", None, of(100), of(202))
+    assert evaluate.verdict("json", None, of(100), None) == "there is nothing to compare the tuned model with"
+
+
+def test_likelihoods_are_of_the_tokens_behind_the_prompt() -> None:
+    def choice(index: int, tokens: list[str], logprobs: list[float | None]) -> dict[str, object]:
+        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        return {"index": index, "logprobs": {"tokens": tokens, "token_logprobs": logprobs, "text_offset": offsets}}
+
+    told = {
+        "choices": [
+            choice(1, ["Is it", "?", " n", "o", " then"], [None, -9, -1, -2, -7]),
+            choice(0, ["Is it", "? y", "es", "!"], [None, -0.5, -0.25, -7]),  # a token over the border counts
+        ]
+    }
+    found = invoke.likelihoods(json.dumps(told).encode(), ["Is it?"], [" yes", " no"])
+    assert found == [[-0.75, -3]]
+    with pytest.raises(EndpointFailed, match="no log probabilities"):
+        invoke.likelihoods(b'{"choices": []}', ["Is it?"], [" yes", " no"])
 
 
 def scores(before: list[bool], after: list[bool]) -> tuple[Score, Score]:
-    return Score((), tuple(before), 0), Score((), tuple(after), 0)
+    return Score((), tuple(map(float, before))), Score((), tuple(map(float, after)))
 
 
 def test_the_interval_covers_the_true_gain_as_often_as_it_says() -> None:
@@ -76,16 +167,19 @@ def test_the_report_is_self_contained_and_escapes_what_models_say() -> None:
     evil = "<script>alert(1)</script>"
     result = {
         "run": "r-1",
-        "accuracy": {
+        "score": {
+            "measure": "label",
             "base": 0.5,
             "tuned": 0.8,
-            "gain": 0.3,
-            "gain_ci95": [0.2, 0.4],
-            "majority": 0.5,
+            "over_base": 0.3,
+            "over_base_ci95": [0.2, 0.4],
+            "trivial": 0.5,
             "rows": 400,
         },
+        "verdict": f"better than {evil}",
+        "trivial_answer": evil,
         "unparsable": {"base": 0.0, "tuned": 0.0},
-        "prompts": [{"prompt": evil, "right": "Yes", "base": evil, "tuned": evil}],
+        "prompts": [{"prompt": evil, "right": "Yes", "base": evil, "tuned": evil, "value": 1.0}],
         "seconds": {"train": 1.0, "total": 2.0},
         "peak_rss_mb": 1000,
         "versions": {"torch": "2"},

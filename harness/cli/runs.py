@@ -153,8 +153,9 @@ def run(
         started = steps.start_or_continue(run_file, True, platform, region, executor, max_cost)
         reporter.say(f"run {started.record.id}")
         result = None if keep else started.record.read_json("result.json")
-        if result is None:
+        if result is None or "score" not in result:  # of an earlier version: the answers are kept and measured again
             where = platforms.of(started.record).platform
+            steps.say_measure(started, reporter)
             with steps.working_on(started.record, "run", reporter) as client:
                 with Meter(lambda: platforms.processes(where)) as meter:
                     with meter.phase("train"):
@@ -205,11 +206,11 @@ def ps(json: JsonFlag = False) -> None:
         return
     rows = []
     for item in found:
-        accuracy = "" if item.accuracy is None else f"{100 * item.accuracy:.1f} %"
+        score = "" if item.score is None else f"{100 * item.score:.1f} %"
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
-        rows.append((item.run, item.platform, item.training, accuracy, item.note or shown, item.cost))
+        rows.append((item.run, item.platform, item.training, score, item.note or shown, item.cost))
     if rows:
-        header = ("run", "platform", "training", "accuracy", "endpoints", "cost")
+        header = ("run", "platform", "training", "score", "endpoints", "cost")
         costs = any(item.cost for item in found)
         output.table("", [row if costs else row[:-1] for row in rows], header if costs else header[:-1])
     else:
@@ -239,20 +240,28 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         output.out(encoder.dumps(result, indent=2))
         return
-    accuracy, unparsable = result["accuracy"], result["unparsable"]
-    rows = [("always the most frequent answer", _percent(accuracy["majority"]), "")]
+    score, unparsable = result["score"], result["unparsable"]
+    share = score["measure"] != "scorer"
+    shown = _percent if share else "{:.3f}".format
+    rows = []
+    if "trivial" in score:
+        rows.append((f"always {result['trivial_answer']!r}"[:60], shown(score["trivial"]), ""))
     for which, name in (("base", "before fine-tuning"), ("tuned", "after fine-tuning")):
-        if which in accuracy:
-            rows.append((name, _percent(accuracy[which]), f"{_percent(unparsable[which])} without a label"))
-    if "gain" in accuracy:
-        low, high = accuracy["gain_ci95"]
-        interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-        rows.append(("gain, points", f"{100 * accuracy['gain']:+.1f}", interval))
-    title = f"accuracy on {accuracy['rows']} held-out examples, through the endpoint"
-    output.table(title, rows, ("", "accuracy", ""))
+        if which in score:
+            note = f"{_percent(unparsable[which])} without a label" if which in unparsable else ""
+            rows.append((name, shown(score[which]), note))
+    for which, name in (("base", "gain"), ("trivial", "over the trivial answer")):
+        if f"over_{which}" in score:
+            scale = 100 if share else 1
+            low, high = score[f"over_{which}_ci95"]
+            interval = f"95 % interval {scale * low:+.1f} to {scale * high:+.1f}"
+            rows.append((f"{name}, points" if share else name, f"{scale * score[f'over_{which}']:+.1f}", interval))
+    title = f"measure {score['measure']} on {score['rows']} held-out examples, through the endpoint"
+    output.table(title, rows, ("", "score", ""))
+    output.out(f"\n{result['verdict']}")
     seconds = result["seconds"]
     phases = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items() if name != "total")
-    output.out(f"\n{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")
+    output.out(f"{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")
     output.out(f"report: {folder / 'report.html'}")
 
 

@@ -89,7 +89,7 @@ def subject(run: RunFile, stack: Stack, profile: Profile, arch: Any, source: str
 
     options = ServeOptions(**run.serve)  # type: ignore[arg-type]  # checks.load knows the types
     block = int(flag("block_size", 0) or min(arch.positions, 1024))
-    compares = run.data.labels is not None and _is_at_hand(run)
+    compares = run.has_test and _is_at_hand(run)
     return Subject(
         arch=arch,
         source=source,

@@ -56,6 +56,35 @@ def texts(answer: bytes) -> list[str]:
         raise EndpointFailed("the endpoint's answer is not LMI's", answer[:200].decode(errors="replace")) from None
 
 
+def likelihood_request(prompts: list[str], words: list[str]) -> dict[str, Any]:
+    """The body that asks how likely each of `words` is behind each prompt: OpenAI's completions with echo."""
+    return {"prompt": [p + word for p in prompts for word in words], "max_tokens": 1, "echo": True, "logprobs": 0}
+
+
+def likelihoods(answer: bytes, prompts: list[str], words: list[str]) -> list[list[float]]:
+    """For each prompt the log probability of each word behind it: of the tokens that reach beyond the prompt.
+
+    Raises EndpointFailed for an answer of another form.
+    """
+    asked = [(p, word) for p in prompts for word in words]
+    try:
+        choices = sorted(json.loads(answer)["choices"], key=lambda choice: int(choice["index"]))
+        if len(choices) != len(asked):
+            raise ValueError(len(choices))
+        flat = [_behind(choice["logprobs"], p, word) for choice, (p, word) in zip(choices, asked, strict=True)]
+    except (ValueError, KeyError, TypeError):
+        raise EndpointFailed("the answer has no log probabilities", answer[:200].decode(errors="replace")) from None
+    return [flat[i : i + len(words)] for i in range(0, len(flat), len(words))]
+
+
+def _behind(told: dict[str, Any], prompt: str, word: str) -> float:
+    total = 0.0
+    for token, logprob, offset in zip(told["tokens"], told["token_logprobs"], told["text_offset"], strict=True):
+        if offset < len(prompt) + len(word) and offset + len(token) > len(prompt):
+            total += float(logprob)
+    return total
+
+
 def pieces(chunks: Iterable[bytes]) -> Iterator[str]:
     """The text of a JSON-lines stream, piece by piece; chunk boundaries may be anywhere."""
     buffer = b""

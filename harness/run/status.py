@@ -37,7 +37,7 @@ class RunStatus:
     platform: str
     training: str
     endpoints: tuple[EndpointStatus, ...]
-    accuracy: float | None
+    score: float | None
     note: str = ""
     cost: str = ""
     """On AWS: of its job, and of what is alive so far and per hour; from the price table, not from the bill."""
@@ -74,12 +74,12 @@ def _of(record: Record) -> RunStatus:
     except HarnessError as error:
         note = error.problems[0].what
     result = record.read_json("result.json") or {}
-    accuracy = result.get("accuracy", {}).get("tuned")
+    score = result.get("score", {}).get("tuned")
     cost = ""
     if target.platform == "sagemaker":
         alive = {e.name for e in endpoints} | ({str(job.get("name"))} if training not in ENDED else set())
         cost = spending.costs(record, alive, datetime.now(UTC), forecast.prices())
-    return RunStatus(record.id, target.platform, training, endpoints, accuracy, note, cost)
+    return RunStatus(record.id, target.platform, training, endpoints, score, note, cost)
 
 
 def _recorded(job: dict[str, Any]) -> str:

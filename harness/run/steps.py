@@ -246,10 +246,9 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
 
     `keep` leaves the tuned model's endpoint running.
     """
-    assert run.file.data.labels is not None
     reading = data.Reading(run.file.data.columns or {}, run.file.data.format)
     rows = evaluate.read_rows(inputs.channels(run.file, run.record, reporter.say)["test"], reading)
-    labels = evaluate.labels_of(run.file.data.labels)
+    kind, given = _measure_of(run), evaluate.given(run.file)
     scores: dict[str, Score] = {}
     for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):
         if deployment is None:
@@ -262,7 +261,7 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
             try:
                 if answers is None:
                     with meter.phase(f"evaluate_{which}"):
-                        answers = _ask_all(client, endpoint, rows, which, reporter)
+                        answers = _ask_all(run, client, endpoint, rows, which, reporter)
                     run.record.write_json(f"answers-{which}.json", answers)
             except Refused:
                 stays = not client.local  # a call was refused: that says nothing about the endpoint
@@ -276,8 +275,8 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
                         client.delete(endpoint)
         else:
             _delete_left(client, deployment)
-        scores[which] = evaluate.score(rows, labels, answers)
-    return _result(run.record, rows, scores)
+        scores[which] = evaluate.score(kind, rows, answers, given)
+    return _result(run.record, kind, rows, scores, evaluate.trivial(kind, rows, given))
 
 
 def _delete_left(client: RunClient, deployment: Deployment) -> None:
@@ -287,17 +286,45 @@ def _delete_left(client: RunClient, deployment: Deployment) -> None:
             client.delete(endpoint)
 
 
-def _ask_all(client: RunClient, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter) -> list[str]:
+def _measure_of(run: Run) -> str:
+    """The run file's measure, or the one that an endpoint on Inferentia can answer instead."""
+    kind = run.file.measure
+    return "label" if kind == "label_likelihood" and not _computes_likelihoods(run) else kind
+
+
+def _computes_likelihoods(run: Run) -> bool:
+    """Engine neuron has no graph for the log probabilities of a prompt; on platform local it is engine cpu."""
+    return platforms.of(run.record).platform == "local"
+
+
+def say_measure(run: Run, reporter: Reporter) -> None:
+    """Before anything is trained: that another measure is taken than the run file's."""
+    if _measure_of(run) != run.file.measure:
+        why = "an endpoint on Inferentia computes no log probabilities of a prompt"
+        reporter.say(f'measure "{_measure_of(run)}" instead of "{run.file.measure}": {why}')
+
+
+def _ask_all(
+    run: Run, client: RunClient, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter
+) -> list[str]:
     answers: list[str] = []
-    for start_at in range(0, len(rows), ASK_BATCH):
-        prompts = [row.prompt for row in rows[start_at : start_at + ASK_BATCH]]
-        body = invoke.request(prompts, max_new_tokens=evaluate.MAX_NEW_TOKENS)
-        answers += invoke.texts(client.invoke(endpoint, body))
+    words = list((run.file.data.labels or {}).values())
+    likely, tokens = _measure_of(run) == "label_likelihood", evaluate.max_new_tokens(run.file)
+    size = max(ASK_BATCH // len(words), 1) if likely else ASK_BATCH
+    for start_at in range(0, len(rows), size):
+        prompts = [row.prompt for row in rows[start_at : start_at + size]]
+        if likely:
+            found = client.invoke(endpoint, invoke.likelihood_request(prompts, words))
+            answers += [words[each.index(max(each))] for each in invoke.likelihoods(found, prompts, words)]
+        else:
+            answers += invoke.texts(client.invoke(endpoint, invoke.request(prompts, max_new_tokens=tokens)))
         reporter.progress(f"asking the {which} model", len(answers), len(rows))
     return answers
 
 
-def _result(record: Record, rows: list[HeldOut], scores: dict[str, Score]) -> dict[str, Any]:
+def _result(
+    record: Record, kind: str, rows: list[HeldOut], scores: dict[str, Score], constant: Score | None
+) -> dict[str, Any]:
     tuned, base = scores["tuned"], scores.get("base")
     shown = [
         {
@@ -305,23 +332,23 @@ def _result(record: Record, rows: list[HeldOut], scores: dict[str, Score]) -> di
             "right": row.answer.strip(),
             "base": base.answers[i] if base else "",
             "tuned": tuned.answers[i],
+            "value": tuned.values[i],
         }
         for i, row in enumerate(rows[:SHOWN_PROMPTS])
     ]
-    result: dict[str, Any] = {
+    score: dict[str, Any] = {"measure": kind, "tuned": tuned.mean, "rows": len(rows)}
+    for name, other in (("base", base), ("trivial", constant)):
+        if other is not None:
+            low, high = evaluate.gain_ci95(other, tuned)
+            score |= {name: other.mean, f"over_{name}": tuned.mean - other.mean, f"over_{name}_ci95": [low, high]}
+    return {
         "run": record.id,
-        "accuracy": {"tuned": tuned.accuracy, "majority": evaluate.majority(rows), "rows": len(rows)},
-        "unparsable": {name: s.unparsable_share for name, s in scores.items()},
+        "score": score,
+        "verdict": evaluate.verdict(kind, base, tuned, constant),
+        "trivial_answer": constant.answers[0] if constant else None,
+        "unparsable": {name: s.unparsable_share for name, s in scores.items()} if kind.startswith("label") else {},
         "prompts": shown,
     }
-    if base is not None:
-        low, high = evaluate.gain_ci95(base, tuned)
-        result["accuracy"] |= {
-            "base": base.accuracy,
-            "gain": tuned.accuracy - base.accuracy,
-            "gain_ci95": [low, high],
-        }
-    return result
 
 
 def finish(record: Record, client: RunClient, result: dict[str, Any], meter: Meter) -> None:

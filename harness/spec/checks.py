@@ -54,11 +54,16 @@ def all_of(run: RunFile, stack: Stack) -> list[Problem]:
 
 def check_measurable(run: RunFile) -> list[Problem]:
     """`run` ends with a measurement; say so before anything is trained."""
-    if run.data.labels is not None and (run.data.id is not None or run.data.test is not None):
-        return []
-    why = "it asks the endpoint held-out examples and compares the answers with their labels"
-    hint = "add them, or use: harness train, harness deploy, harness invoke"
-    return [Problem("`run` needs data.labels and a test channel", why, hint)]
+    problems = []
+    if not run.has_test:
+        why = "it asks the endpoint held-out examples and compares the answers with what is right"
+        hint = "add data.test, or use: harness train, harness deploy, harness invoke"
+        problems.append(Problem("`run` needs a test channel", why, hint))
+    if run.measure in ("label", "label_likelihood") and run.data.labels is None:
+        problems.append(Problem(f'evaluate.measure = "{run.measure}" needs data.labels'))
+    if run.evaluate.scorer is not None and not Path(run.evaluate.scorer).is_file():
+        problems.append(Problem(f"evaluate.scorer: there is no file {run.evaluate.scorer}"))
+    return problems
 
 
 SHOWN_PER_FILE = 5

@@ -129,8 +129,8 @@ def make(run: RunFile, stack: Stack, profile: Profile, run_id: str) -> Plan:
 
 
 def compares(run: RunFile) -> bool:
-    """Before and after can be measured where there are labels and the base model is at hand."""
-    return run.data.labels is not None and _comes_as_channel(run)
+    """Before and after can be measured where there are held-out examples and the base model is at hand."""
+    return run.has_test and _comes_as_channel(run)
 
 
 def _comes_as_channel(run: RunFile) -> bool:

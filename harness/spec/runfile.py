@@ -110,6 +110,30 @@ class Compute(_Strict):
     startup_seconds: Annotated[int, Field(ge=60, le=3600)] = 1800
 
 
+class Evaluate(_Strict):
+    """[evaluate]: how the answers to the test channel are measured, through the endpoint."""
+
+    measure: Literal["label", "label_likelihood", "exact_match", "regex", "json", "scorer"] | None = None
+    """Without it "label" where data.labels is given, else "exact_match" (docs/your-data.md has them all)."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Tokens of an answer at most: 4 for labels, else 64."""
+    pattern: str | None = None
+    """Of measure "regex": what an answer has to contain."""
+    scorer: str | None = None
+    """Of measure "scorer": a Python file with score(prompt, completion, answer), relative to the run file."""
+
+    @model_validator(mode="after")
+    def _what_the_measure_needs(self) -> Evaluate:
+        for key, measure in (("pattern", "regex"), ("scorer", "scorer")):
+            if (getattr(self, key) is not None) != (self.measure == measure):
+                raise ValueError(f'{key} goes with measure = "{measure}"')
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"pattern is no regular expression: {error}") from None
+        return self
+
+
 class RunFile(_Strict):
     """One run file, validated."""
 
@@ -121,6 +145,17 @@ class RunFile(_Strict):
     serve: dict[str, Scalar] = {}
     """serve/options.py by their own names."""
     compute: Compute = Compute()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are held-out examples with answers: data.test, or an asset's own."""
+        return self.data.test is not None or (self.data.id is not None and self.data.examples is not None)
+
+    @property
+    def measure(self) -> str:
+        """How `run` measures what was learned."""
+        return self.evaluate.measure or ("label" if self.data.labels is not None else "exact_match")
 
 
 def parse(path: Path) -> tuple[RunFile | None, list[Problem]]:
@@ -195,7 +230,10 @@ def _absolute(run: RunFile, folder: Path) -> RunFile:
         elif value is not None and not (key == "chat_template" and value in TEMPLATE_NAMES):
             files[key] = _path(folder, value)
     model = {"id": str((folder / run.model.id).resolve())} if run.model.is_directory else {}
-    update = {"data": run.data.model_copy(update=files), "model": run.model.model_copy(update=model)}
+    update: dict[str, Any] = {"data": run.data.model_copy(update=files)}
+    update["model"] = run.model.model_copy(update=model)
+    if run.evaluate.scorer is not None:
+        update["evaluate"] = run.evaluate.model_copy(update={"scorer": str(folder / run.evaluate.scorer)})
     return run.model_copy(update=update)
 
 
@@ -213,6 +251,7 @@ def find(path: Path) -> Path:
 
 
 _TABLES: dict[str, type[BaseModel]] = {"model": Model, "data": Data, "compute": Compute, "examples": Examples}
+_TABLES["evaluate"] = Evaluate
 
 
 def _problem(path: Path, error: Any) -> Problem:

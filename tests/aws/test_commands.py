@@ -94,7 +94,7 @@ def test_a_job_that_nobody_follows_comes_to_its_end_and_its_log_is_whole(harness
     assert log.returncode == 0, "it ends with the job"
     done = harness("run", run_id, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["accuracy"]["tuned"] == 1.0
+    assert json.loads(done.stdout)["score"]["tuned"] == 1.0
     assert harness.created(run_id)[run_id] == 1
     assert harness.steps(run_id) == list(range(5, 65, 5)), "each line once"
     assert [int(n) for n in re.findall(r"^step=(\d+)/60 loss=", log.stdout, re.MULTILINE)] == list(range(5, 65, 5))

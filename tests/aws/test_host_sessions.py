@@ -130,7 +130,7 @@ def test_with_a_profile_a_run_reads_and_writes_s3(
 
     done = host("run", "tiny.toml", "--platform", "ec2", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["accuracy"]["tuned"] == 1.0
+    assert json.loads(done.stdout)["score"]["tuned"] == 1.0
     run_id = host.newest("tiny")
     assert {f"output/{run_id}/output/{name}.tar.gz" for name in ("model", "output")} <= set(keys_of(run_id))
     assert not host.is_up()

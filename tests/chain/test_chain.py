@@ -48,10 +48,10 @@ def test_run_trains_serves_measures_and_takes_everything_down(tiny_run: Path) ->
     done = harness("run", str(tiny_run), "--json", cwd=tiny_run.parent)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["accuracy"]["tuned"] == 1.0, "the tiny model learns red and blue by heart"
-    assert result["accuracy"]["base"] < 0.5
-    low, high = result["accuracy"]["gain_ci95"]
-    assert 0 < low <= result["accuracy"]["gain"] <= high
+    assert result["score"]["tuned"] == 1.0, "the tiny model learns red and blue by heart"
+    assert result["score"]["base"] < 0.5
+    low, high = result["score"]["over_base_ci95"]
+    assert 0 < low <= result["score"]["over_base"] <= high
     assert result["unparsable"]["tuned"] == 0
     assert {"train", "deploy_base", "evaluate_base", "deploy_tuned", "evaluate_tuned", "total"} <= set(
         result["seconds"]
@@ -89,6 +89,30 @@ def test_verbs_one_by_one(tiny_run: Path) -> None:
     assert f"start one: harness deploy {run_id}" in gone.stderr
 
 
+MEASURES = {
+    "label_likelihood": 'measure = "label_likelihood"',
+    "exact_match": 'measure = "exact_match"\nmax_new_tokens = 3',
+    "scorer": 'measure = "scorer"\nscorer = "score.py"',
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_run_is_measured_as_its_file_says(tiny_run: Path, measure: str) -> None:
+    tiny_run.write_text(f"{tiny_run.read_text()}\n[evaluate]\n{MEASURES[measure]}\n")
+    (tiny_run.parent / "score.py").write_text(
+        "def score(prompt, completion, answer):\n    return completion in answer\n"
+    )
+    done = harness("run", str(tiny_run), "--json", cwd=tiny_run.parent)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["score"]["measure"] == measure
+    assert result["score"]["tuned"] == 1.0
+    assert result["score"]["base"] < 1.0
+    assert result["verdict"].startswith("the tuned model is better than "), result["verdict"]
+    page = (next((tiny_run.parent / ".runs").glob("tiny-*")) / "report.html").read_text()
+    assert "The tuned model is better than" in page
+
+
 @pytest.mark.left_behind(("process", "local SageMaker"), "failure", "the command")
 def test_a_job_that_fails_says_why(tiny_run: Path) -> None:
     text = tiny_run.read_text().replace("block_size = 24", "block_size = 4")
@@ -108,7 +132,7 @@ def test_a_kept_endpoint_streams_and_answers_a_file_of_prompts(tiny_run: Path) -
         listed = json.loads(harness("ps", "--json", cwd=folder).stdout)
         assert [e["status"] for e in listed[0]["endpoints"]] == ["InService"]
         assert listed[0]["training"] == "Completed"
-        assert listed[0]["accuracy"] == 1.0
+        assert listed[0]["score"] == 1.0
         streamed = harness("invoke", "x blue: warm?", "--stream", "--max-new-tokens", "3", cwd=folder)
         assert streamed.stdout == "No\n", streamed.stderr
         (folder / "prompts.txt").write_text("a red: warm?\n\nb blue: warm?\n")

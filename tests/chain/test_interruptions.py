@@ -65,7 +65,7 @@ def test_ctrl_c_in_training_checkpoints_and_run_goes_on(folder: Path) -> None:
     assert json.loads((record / "job.json").read_text())["status"] == "Stopped"
     done = harness("run", record.name, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["accuracy"]["tuned"] == 1.0
+    assert json.loads(done.stdout)["score"]["tuned"] == 1.0
     assert "resuming from checkpoint-" in (record / "logs" / "train.log").read_text()
     assert left_over(folder) == []
 

@@ -101,7 +101,7 @@ def check_again(folder: Path, run_id: str) -> None:
     done = harness(folder, "run", run_id, "--json")
     if done.returncode or "Traceback" in done.stderr:
         raise Broken(f"run again: {done.returncode}\n{done.stderr[-1500:]}")
-    if json.loads(done.stdout)["accuracy"]["tuned"] < 0.9:
+    if json.loads(done.stdout)["score"]["tuned"] < 0.9:
         raise Broken("what came out is worse")
     jobs = Counter(
         line["name"] for line in ledger(folder) if line["event"] == "created" and line["kind"] == "training-job"

@@ -112,7 +112,7 @@ def test_help_plan_and_doctor_work_in_an_empty_directory(session: Session) -> No
 def test_a_tiny_run_ends_with_its_measurement_and_leaves_nothing_running(session: Session) -> None:
     session(session.python, "-c", TINY)
     result = json.loads(session.harness("run", "verify.toml", "--json"))
-    assert result["accuracy"]["tuned"] > result["accuracy"]["majority"]
+    assert result["score"]["tuned"] > result["score"]["trivial"]
     (run,) = json.loads(session.harness("ps", "--json"))
     assert (run["training"], run["endpoints"]) == ("Completed", [])
     assert not (session.folder / ".local" / "server.json").exists()

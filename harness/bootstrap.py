@@ -271,7 +271,7 @@ def clean(everything: bool) -> None:
     """Delete what can be made again, and say what each thing freed."""
     names = [".runs", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"]
     if everything:
-        names += [environment(name).name for name in ENVIRONMENTS] + [CACHE.name]
+        names += [environment(name).name for name in ENVIRONMENTS] + [".cache"]
     total = 0
     for path in (PRODUCT / name for name in names):
         if path.is_dir():

@@ -30,8 +30,8 @@ SET_UP = "make setup" if IN_CHECKOUT else "harness setup"
 RUNS_ON_AWS = "runs on AWS"
 MADE_BY_RUN = "runs, of which the first one makes it"
 RUNS = "runs"
-TESTS = {"neuron": "make test-neuron"}  # what the environments of tests are for
 """`make demo` and every run on this machine: without it nothing goes."""
+TESTS = {"neuron": "make test-neuron"}  # what the environments of tests are for
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,7 +156,7 @@ def run(
         result = None if keep else started.record.read_json("result.json")
         if result is None or "score" not in result:  # of an earlier version: the answers are kept and measured again
             where = platforms.of(started.record).platform
-            steps.say_measure(started, reporter)
+            steps.check_measure(started, reporter)
             with steps.working_on(started.record, "run", reporter) as client:
                 with Meter(lambda: platforms.processes(where)) as meter:
                     with meter.phase("train"):
@@ -206,7 +207,7 @@ def ps(json: JsonFlag = False) -> None:
         return
     rows = []
     for item in found:
-        score = "" if item.score is None else f"{100 * item.score:.1f} %"
+        score = "" if item.score is None else _of_measure(item.measure)(item.score)
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
         rows.append((item.run, item.platform, item.training, score, item.note or shown, item.cost))
     if rows:
@@ -241,8 +242,7 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
         output.out(encoder.dumps(result, indent=2))
         return
     score, unparsable = result["score"], result["unparsable"]
-    share = score["measure"] != "scorer"
-    shown = _percent if share else "{:.3f}".format
+    share, shown = score["measure"] != "scorer", _of_measure(score["measure"])
     rows = []
     if "trivial" in score:
         rows.append((f"always {result['trivial_answer']!r}"[:60], shown(score["trivial"]), ""))
@@ -263,6 +263,11 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     phases = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items() if name != "total")
     output.out(f"{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")
     output.out(f"report: {folder / 'report.html'}")
+
+
+def _of_measure(measure: str) -> Callable[[float], str]:
+    """How a score is written: a scorer has a scale of its own, the other measures are shares."""
+    return "{:.3f}".format if measure == "scorer" else _percent
 
 
 def _percent(share: float) -> str:

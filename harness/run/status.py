@@ -38,6 +38,8 @@ class RunStatus:
     training: str
     endpoints: tuple[EndpointStatus, ...]
     score: float | None
+    """Of the tuned model, by the run file's measure: 0 to 1, of measure scorer on its own scale."""
+    measure: str
     note: str = ""
     cost: str = ""
     """On AWS: of its job, and of what is alive so far and per hour; from the price table, not from the bill."""
@@ -56,7 +58,7 @@ def of(record: Record) -> RunStatus:
     try:
         return _of(record)
     except HarnessError as error:
-        return RunStatus(record.id, "", "unknown", (), None, error.problems[0].what)
+        return RunStatus(record.id, "", "unknown", (), None, "", error.problems[0].what)
 
 
 def _of(record: Record) -> RunStatus:
@@ -74,12 +76,12 @@ def _of(record: Record) -> RunStatus:
     except HarnessError as error:
         note = error.problems[0].what
     result = record.read_json("result.json") or {}
-    score = result.get("score", {}).get("tuned")
+    score, measure = result.get("score", {}).get("tuned"), result.get("score", {}).get("measure", "")
     cost = ""
     if target.platform == "sagemaker":
         alive = {e.name for e in endpoints} | ({str(job.get("name"))} if training not in ENDED else set())
         cost = spending.costs(record, alive, datetime.now(UTC), forecast.prices())
-    return RunStatus(record.id, target.platform, training, endpoints, score, note, cost)
+    return RunStatus(record.id, target.platform, training, endpoints, score, measure, note, cost)
 
 
 def _recorded(job: dict[str, Any]) -> str:

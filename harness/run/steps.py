@@ -246,8 +246,7 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
 
     `keep` leaves the tuned model's endpoint running.
     """
-    reading = data.Reading(run.file.data.columns or {}, run.file.data.format)
-    rows = evaluate.read_rows(inputs.channels(run.file, run.record, reporter.say)["test"], reading)
+    rows = _held_out(run, reporter)
     kind, given = _measure_of(run), evaluate.given(run.file)
     scores: dict[str, Score] = {}
     for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):
@@ -297,11 +296,23 @@ def _computes_likelihoods(run: Run) -> bool:
     return platforms.of(run.record).platform == "local"
 
 
-def say_measure(run: Run, reporter: Reporter) -> None:
-    """Before anything is trained: that another measure is taken than the run file's."""
-    if _measure_of(run) != run.file.measure:
+def check_measure(run: Run, reporter: Reporter) -> None:
+    """Before anything is trained: a scorer is tried on a right answer, and another measure than asked for is said.
+
+    Raises InvalidInput where the scorer does not work.
+    """
+    kind = _measure_of(run)
+    if kind != run.file.measure:
         why = "an endpoint on Inferentia computes no log probabilities of a prompt"
-        reporter.say(f'measure "{_measure_of(run)}" instead of "{run.file.measure}": {why}')
+        reporter.say(f'measure "{kind}" instead of "{run.file.measure}": {why}')
+    if kind == "scorer":
+        row = _held_out(run, reporter)[0]
+        evaluate.score(kind, [row], [row.answer], evaluate.given(run.file))
+
+
+def _held_out(run: Run, reporter: Reporter) -> list[HeldOut]:
+    reading = data.Reading(run.file.data.columns or {}, run.file.data.format)
+    return evaluate.read_rows(inputs.channels(run.file, run.record, reporter.say)["test"], reading)
 
 
 def _ask_all(

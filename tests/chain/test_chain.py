@@ -113,6 +113,17 @@ def test_a_run_is_measured_as_its_file_says(tiny_run: Path, measure: str) -> Non
     assert "The tuned model is better than" in page
 
 
+def test_a_scorer_that_does_not_work_is_told_before_anything_is_trained(tiny_run: Path) -> None:
+    tiny_run.write_text(f"{tiny_run.read_text()}\n[evaluate]\n{MEASURES['scorer']}\n")
+    (tiny_run.parent / "score.py").write_text("def score(prompt, completion, answer):\n    return answer.score")
+    done = harness("run", str(tiny_run), cwd=tiny_run.parent)
+    assert done.returncode == 3
+    assert "AttributeError: 'str' object has no attribute 'score'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Training" not in done.stderr
+    assert left_over(tiny_run.parent) == []
+
+
 @pytest.mark.left_behind(("process", "local SageMaker"), "failure", "the command")
 def test_a_job_that_fails_says_why(tiny_run: Path) -> None:
     text = tiny_run.read_text().replace("block_size = 24", "block_size = 4")

@@ -117,6 +117,19 @@ class MotoTelemetry:
             cloudwatch_backends[self.account][region].put_metric_data(namespace, finite)
 
 
+NO_STREAM = ":"  # no stream has this name, so that moto finds nothing where no stream has the prefix
+
+
+def with_stream_names(account: str, region: str, request: dict[str, Any]) -> dict[str, Any]:
+    """FilterLogEvents by logStreamNamePrefix as one by logStreamNames, which is what moto looks at."""
+    prefix = request.pop("logStreamNamePrefix", None)
+    if prefix is not None and not request.get("logStreamNames"):
+        group = logs_backends[account][region].groups.get(request.get("logGroupName", ""))
+        names = [name for name in (group.streams if group else ()) if name.startswith(prefix)]
+        request["logStreamNames"] = names or [NO_STREAM]
+    return request
+
+
 class Roles:
     """IAM roles of one account."""
 

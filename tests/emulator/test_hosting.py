@@ -53,6 +53,7 @@ def test_the_container_sees_its_headers_and_a_read_only_model(aws: Requests, end
     )
     assert (answer["InvokedProductionVariant"], answer["CustomAttributes"]) == ("AllTraffic", "seen")
     assert answer["ContentType"] == "application/json"
+    assert answer["NewSessionId"] == "s-1; Expires=2030-01-01T00:00:00Z"
     told = json.loads(answer["Body"].read())
     assert told["body"] == '{"a": 1}'
     assert told["model"] == {"files": ["config.json", "model.safetensors", "tokenizer.json"], "writable": []}

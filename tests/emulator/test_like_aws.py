@@ -168,3 +168,16 @@ def test_faults_reach_invoke_endpoint(aws: Requests, faults: Any) -> None:
     assert code_of(error)[0] == "ThrottlingException"
     assert aws.runtime.invoke_endpoint(EndpointName="refusing", Body=b"{}")["ResponseMetadata"]
     aws.delete("refusing")
+
+
+def test_logs_are_filtered_by_the_beginning_of_their_streams_name(aws: Requests) -> None:
+    for name in ("stream-one", "stream-two"):
+        aws.run(name, f"print('from {name}')")
+
+    def lines(prefix: str) -> list[str]:
+        given = {"logGroupName": "/aws/sagemaker/TrainingJobs", "logStreamNamePrefix": prefix}
+        return [event["message"] for event in aws.logs.filter_log_events(**given)["events"]]
+
+    assert lines("stream-one/") == ["from stream-one"]
+    assert sorted(lines("stream-")) == ["from stream-one", "from stream-two"]
+    assert lines("stream-none/") == []

@@ -28,7 +28,7 @@ from harness.executors import docker
 from harness.local.api import hosting, jobs, schedules, signature, tags
 from harness.local.api.errors import KINDS, ApiError, invalid, not_implemented
 from harness.local.api.runtime import Runtime
-from harness.local.moto_backends import Wsgi
+from harness.local.moto_backends import Wsgi, with_stream_names
 from harness.local.service import Service
 from harness.local.store.moto_s3 import SharedStore
 from harness.local.store.objects import ObjectStore
@@ -123,6 +123,7 @@ XML = ("s3", "iam", "sts", "monitoring")  # services whose answers are XML: REST
 SERVICE = "harness.service"  # in the request's environment
 RUNTIME = re.compile(r"/endpoints/([^/]+)/(invocations|invocations-response-stream|async-invocations|.*stream)")
 SCOPE = re.compile(r"Credential=[^/,]*/\d{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request")
+FILTER_LOG_EVENTS = "Logs_20140328.FilterLogEvents"
 GET_RESOURCES = "ResourceGroupsTaggingAPI_20170126.GetResources"
 
 
@@ -217,6 +218,8 @@ class Front:
         # SDK 3 asks it of each role, and takes a no.
         if service == "iam" and b"Action=SimulatePrincipalPolicy" in body:
             raise ApiError("AccessDenied", "policies are not simulated by the local SageMaker", 403)
+        if target == FILTER_LOG_EVENTS:
+            body = json.dumps(with_stream_names(self.service.account, region, _json(body))).encode()
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = BytesIO(body), str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         if target == GET_RESOURCES:

@@ -110,7 +110,7 @@ def page() -> str:
     for name, what in RESOURCES.items():
         lines += [
             "",
-            f"## {name.capitalize() if name != 'local SageMaker' else 'Local SageMaker'}",
+            f"## {name[0].upper() + name[1:]}",
             "",
             what[0].upper() + what[1:] + ".",
             "",

@@ -112,21 +112,30 @@ def test_a_gain_over_a_base_model_that_cannot_answer_is_no_success() -> None:
     assert evaluate.verdict("json", None, of(100), None) == "there is nothing to compare the tuned model with"
 
 
-def test_likelihoods_are_of_the_tokens_behind_the_prompt() -> None:
-    def choice(index: int, tokens: list[str], logprobs: list[float | None]) -> dict[str, object]:
-        offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
-        return {"index": index, "logprobs": {"tokens": tokens, "token_logprobs": logprobs, "text_offset": offsets}}
+def prefill(*tokens: tuple[int, float | None]) -> dict[str, object]:
+    """As the handler answers: the first token has no log probability."""
+    told = [{"id": i, "text": "?"} | ({} if p is None else {"log_prob": p}) for i, p in tokens]
+    return {"generated_text": "x", "details": {"prefill": told}}
 
-    told = {
-        "choices": [
-            choice(1, ["Is it", "?", " n", "o", " then"], [None, -9, -1, -2, -7]),
-            choice(0, ["Is it", "? y", "es", "!"], [None, -0.5, -0.25, -7]),  # a token over the border counts
-        ]
-    }
-    found = invoke.likelihoods(json.dumps(told).encode(), ["Is it?"], [" yes", " no"])
-    assert found == [[-0.75, -3]]
+
+def test_likelihoods_are_of_the_tokens_behind_the_prompt() -> None:
+    told = [
+        prefill((1, None), (5, -9.0), (6, -0.5), (7, -0.25)),  # 6 joins the prompt's end and the word's beginning
+        prefill((1, None), (5, -9.1), (8, -1.0), (9, -2.0), (10, -3.0)),
+        prefill((1, None), (4, -7.0), (7, -2.0)),
+        prefill((1, None), (4, -7.0), (7, -2.0), (9, -1.0)),  # the other word begins this one
+    ]
+    found = invoke.likelihoods(json.dumps(told).encode(), ["Is it?", "Why?"], [" yes", " yes sir"])
+    assert found == [[-0.75, -6], [-2, -3]]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"{", b'[{"generated_text": "x"}]', json.dumps([prefill((1, None)), prefill((1, None))]).encode()],
+)
+def test_an_answer_without_likelihoods_is_no_measure(answer: bytes) -> None:
     with pytest.raises(EndpointFailed, match="no log probabilities"):
-        invoke.likelihoods(b'{"choices": []}', ["Is it?"], [" yes", " no"])
+        invoke.likelihoods(answer, ["Is it?"], [" yes", " no"])
 
 
 def scores(before: list[bool], after: list[bool]) -> tuple[Score, Score]:

@@ -144,9 +144,8 @@ def gain_ci95(before: Score, after: Score) -> tuple[float, float]:
     return gain - half, gain + half
 
 
-SAYS_LITTLE = (
-    0.2  # share of a base model's answers without a label from which on the gain over it is called into doubt
-)
+# Share of a base model's answers without a label from which on the gain over it is called into doubt.
+SAYS_LITTLE = 0.2
 
 
 def verdict(measure: str, base: Score | None, tuned: Score, constant: Score | None) -> str:

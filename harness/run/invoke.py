@@ -57,32 +57,32 @@ def texts(answer: bytes) -> list[str]:
 
 
 def likelihood_request(prompts: list[str], words: list[str]) -> dict[str, Any]:
-    """The body that asks how likely each of `words` is behind each prompt: OpenAI's completions with echo."""
-    return {"prompt": [p + word for p in prompts for word in words], "max_tokens": 1, "echo": True, "logprobs": 0}
+    """The body that asks for the prompts' own log probabilities, with each of `words` behind each prompt."""
+    return request([p + word for p in prompts for word in words], max_new_tokens=1, decoder_input_details=True)
 
 
 def likelihoods(answer: bytes, prompts: list[str], words: list[str]) -> list[list[float]]:
-    """For each prompt the log probability of each word behind it: of the tokens that reach beyond the prompt.
+    """For each prompt the log probability of each word behind it.
 
-    Raises EndpointFailed for an answer of another form.
+    Of the tokens that the texts of one prompt do not begin with in common: where a word begins cannot be told by
+    counting characters, since a token's text alone lacks its blank (SentencePiece), and a begin token has none in
+    the prompt. Raises EndpointFailed for an answer of another form.
     """
-    asked = [(p, word) for p in prompts for word in words]
     try:
-        choices = sorted(json.loads(answer)["choices"], key=lambda choice: int(choice["index"]))
-        if len(choices) != len(asked):
-            raise ValueError(len(choices))
-        flat = [_behind(choice["logprobs"], p, word) for choice, (p, word) in zip(choices, asked, strict=True)]
+        told = [[(t["id"], t.get("log_prob")) for t in row["details"]["prefill"]] for row in json.loads(answer)]
+        if len(told) != len(prompts) * len(words) or not all(told):
+            raise ValueError(len(told))
+        texts = [told[i : i + len(words)] for i in range(0, len(told), len(words))]
+        # Nothing predicts the first token, so that it has no log probability: a word there is a TypeError.
+        return [[sum(float(value) for _, value in text[_common(of) :]) for text in of] for of in texts]
     except (ValueError, KeyError, TypeError):
         raise EndpointFailed("the answer has no log probabilities", answer[:200].decode(errors="replace")) from None
-    return [flat[i : i + len(words)] for i in range(0, len(flat), len(words))]
 
 
-def _behind(told: dict[str, Any], prompt: str, word: str) -> float:
-    total = 0.0
-    for token, logprob, offset in zip(told["tokens"], told["token_logprobs"], told["text_offset"], strict=True):
-        if offset < len(prompt) + len(word) and offset + len(token) > len(prompt):
-            total += float(logprob)
-    return total
+def _common(texts: list[list[tuple[int, float | None]]]) -> int:
+    """How many tokens all begin with; each keeps one at least, or a word that begins another would be certain."""
+    most = min(map(len, texts)) - 1
+    return next((i for i in range(most) if len({text[i][0] for text in texts}) > 1), most)
 
 
 def pieces(chunks: Iterable[bytes]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 `python -m tests.emulator.sdk_session` records the page (`make aws-transcripts`), test_sdk_session.py compares it. The
 scripts in sdks/ run unmodified in .venv-sdk2 and .venv-sdk3, at the same time, on the real trainer and DJL Serving
-with a tiny model. Shown are the scripts' own lines and those of the job's log that are the same each time.
+with a tiny model. Shown are the scripts' own lines and those of the job's log that are the same each time. A job's
+states are shown before its log: the SDK polls both, and which one it prints first depends on the machine's load.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ the same each time are shown.
 # The SDKs send a request to a bucket of AWS with each call otherwise, and say so at length where there is no network.
 NO_TELEMETRY = 'SchemaVersion: "1.0"\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: true\n'
 SHOWN = re.compile(
-    r"### .*|entrypoint: hyperparameter .*|(?:train: |first example, ).*|step=\d+/\d+|artifact written|"
-    r"(?:Starting|Downloading|Training|Uploading|Completed) - [\w ]+(?:\. Training in progress\.)?"
+    r"(?P<script>### .*)|(?P<log>entrypoint: hyperparameter .*|(?:train: |first example, ).*|step=\d+/\d+|"
+    r"artifact written)|(?P<state>(?:Starting|Downloading|Training|Uploading|Completed) - [\w ]+"
+    r"(?:\. Training in progress\.)?)"
 )
 
 
@@ -77,11 +79,26 @@ def _session(script: str, server: Server, folder: Path) -> str:
         timeout=600,
     )
     text = done.stdout
-    shown = "\n".join(match[0].rstrip() for match in SHOWN.finditer(text))
+    shown = "\n".join(_in_order(text))
     shown = re.sub(r"\bv3-\d{14}\b", "v3-TIME", shown)
     if done.returncode:
         shown += f"\n{text[-3000:]}\n[exit code {done.returncode}]"
     return f"## {script}\n\n```python\n{source}```\n\n```text\n{shown}\n```\n"
+
+
+def _in_order(text: str) -> list[str]:
+    """The shown lines: between two of the script's, the states first, then the log."""
+    done: list[str] = []
+    states: list[str] = []
+    log: list[str] = []
+    for match in SHOWN.finditer(text):
+        line = match[0].rstrip()
+        if match.lastgroup == "script":
+            done += [*states, *log, line]
+            states, log = [], []
+        else:
+            (states if match.lastgroup == "state" else log).append(line)
+    return [*done, *states, *log]
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ FROM_HARNESS += ("hypothesis", "_hypothesis_pytestplugin.py", "_hypothesis_globa
 FROM_HARNESS += ("sortedcontainers",)
 IMAGE = {"torch": "2.1.2+cu121", "transformers": "4.45.2", "pydantic": "2.6.1"}
 # The fast tier's own of what runs in the two images.
-MODULES = ("test_generator", "test_scheduler", "test_sampling", "test_signature", "test_contract", "test_lab")
-MODULES += ("test_artifact", "test_compilers")
+MODULES = ("test_generator", "test_scheduler", "test_sampling", "test_signature", "test_contract")
+MODULES += ("test_compatibility", "test_artifact", "test_compilers")
 
 
 def site(environment: str) -> Path:

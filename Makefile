@@ -12,7 +12,7 @@ SETUP := $(PYTHON) -m harness.bootstrap
 # share servers, so one process runs them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: soak wheel test-wheel breaks test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not aws and not wheel and not breaks"
+	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not aws and not wheel"
 
 test-images: ## build, push and pull the images, and run them: needs Docker, debootstrap (or DEBIAN_IMAGE), docker-registry
 	@$(SETUP) harness train djl
@@ -66,11 +66,11 @@ NEURON_TESTS += tests/test_signature.py tests/test_limits.py
 
 test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, engine, conformance; 5 GB of disk
 	@$(SETUP) harness train serve djl neuron
-	@$(PY) -m pytest $(PARALLEL) -m "not docker and not breaks" $(NEURON_TESTS)
+	@$(PY) -m pytest $(PARALLEL) -m "not docker" $(NEURON_TESTS)
 
 test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and the SDKs
 	@$(SETUP) harness train serve djl aws sdk2 sdk3
-	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not breaks" tests/emulator tests/aws
+	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron" tests/emulator tests/aws
 
 aws-transcripts: ## record docs/reference/aws-transcripts.md and sdk-transcripts.md anew
 	@$(SETUP) harness train serve djl aws sdk2 sdk3
@@ -87,9 +87,9 @@ test-chaos: ## trainings killed at ten steps; 200 jobs and 20 endpoints at once;
 	@$(PY) -m tests.chaos.jobs
 	@$(PY) -m tests.chaos.kill_steps
 
-breaks: ## each deliberate break of the source has to turn its test red, in a copy of it
-	@$(SETUP) harness train serve djl neuron
-	@$(PY) -m pytest -m breaks tests/breaks
+mutants: ## small changes of the pure core (mutmut), and which of them no test sees: docs/internals/mutants.md
+	@$(SETUP) harness
+	@$(PY) -m tests.mutants
 
 test-fast: ## the fast tier: no network, no server, under two minutes
 	@$(SETUP) harness

@@ -9,19 +9,17 @@ This needs torch and safetensors only; tests/shards cuts shards from a known mod
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from train import writer
 from train.shards import ShardError, Stage, open_stages
 
-MAX_BYTES = 5_000_000_000  # of one file; transformers' own default
 MODEL, ADAPTER = "shards", "adapter_shards"
 # Copies of one parameter on several ranks may drift by rounding (stochastic rounding draws per core), not by more.
 DRIFT = 2**-5
@@ -118,42 +116,24 @@ def _tensors(stages: list[Stage], adapter: bool) -> Iterator[tuple[str, Any]]:
         raise ShardError(*problems)
 
 
-def _write(tensors: Iterator[tuple[str, Any]], folder: Path, name: str, max_bytes: int) -> list[str]:
-    """Write as many files as `max_bytes` asks for; with several, an index. The names, in the order to publish."""
-    written: list[list[str]] = []
-    batch: dict[str, Any] = {}
-    total = held = 0
+def opened(
+    shards: Path, *, tp: int | None = None, pp: int | None = None
+) -> tuple[Callable[[], Iterator[tuple[str, Any]]], bool]:
+    """(what gives each (name, whole tensor), one at a time; whether they are a LoRA adapter's). See `consolidate`.
 
-    def flush() -> None:
-        save_file(batch, folder / f"{len(written)}", metadata={"format": "pt"})
-        written.append(list(batch))
-        batch.clear()
-
-    for key, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if batch and held + size > max_bytes:
-            flush()
-            held = 0
-        batch[key] = tensor
-        held, total = held + size, total + size
-    if batch:
-        flush()
-    stem, suffix = name.split(".")
-    count = len(written)
-    files = [f"{stem}-{i + 1:05}-of-{count:05}.{suffix}" if count > 1 else name for i in range(count)]
-    for i, file in enumerate(files):
-        os.replace(folder / f"{i}", folder / file)
-        (folder / file).chmod(0o644)  # save_file makes it readable by its owner only
-    if count > 1:
-        weight_map = {key: files[i] for i, keys in enumerate(written) for key in keys}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        files.append(f"{name}.index.json")
-        (folder / files[-1]).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return files
+    Shards are mapped, not read, so that a tensor is in memory once it is put together and no longer than it is used.
+    """
+    folders = [shards] if shards.name in (MODEL, ADAPTER) else [shards / MODEL, shards / ADAPTER]
+    found = [folder for folder in folders if folder.is_dir()]
+    if len(found) != 1:
+        raise ShardError(f"{shards}: needs one directory {MODEL} or {ADAPTER}, has {len(found)}")
+    adapter = found[0].name == ADAPTER
+    stages = open_stages(found[0], tp, pp)
+    return lambda: _tensors(stages, adapter), adapter
 
 
 def consolidate(
-    shards: Path, out: Path, *, tp: int | None = None, pp: int | None = None, max_bytes: int = MAX_BYTES
+    shards: Path, out: Path, *, tp: int | None = None, pp: int | None = None, max_bytes: int = writer.MAX_BYTES
 ) -> list[str]:
     """Put the shards of a model or a LoRA adapter together in `out`; the names of the files written there.
 
@@ -162,18 +142,14 @@ def consolidate(
     (or when one is left). Nothing appears in `out` unless everything could be read, and each file appears whole.
     Raises ShardError with one line for each problem.
     """
-    folders = [shards] if shards.name in (MODEL, ADAPTER) else [shards / MODEL, shards / ADAPTER]
-    found = [folder for folder in folders if folder.is_dir()]
-    if len(found) != 1:
-        raise ShardError(f"{shards}: needs one directory {MODEL} or {ADAPTER}, has {len(found)}")
-    adapter = found[0].name == ADAPTER
+    tensors, adapter = opened(shards, tp=tp, pp=pp)
     partial = out.parent / f".{out.name}.consolidating"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        name = "adapter_model.safetensors" if adapter else "model.safetensors"
-        tensors = _tensors(open_stages(found[0], tp, pp), adapter)
-        files = _write(tensors, partial, name, 1 << 62 if adapter else max_bytes)  # peft reads one file only
+        name = writer.ADAPTER_FILE if adapter else writer.MODEL_FILE
+        # peft reads one file only
+        files = writer.write(tensors(), partial, name, writer.ONE_FILE if adapter else max_bytes)
         out.mkdir(parents=True, exist_ok=True)
         if odd := sorted({p.name for p in out.glob("*model*.safetensors*")} - set(files)):
             raise ShardError(f"{out}: already holds other weights: {', '.join(odd[:3])}")

@@ -1,7 +1,7 @@
-"""A wrong training is not a success: losses, gradients and weights that are no numbers, and steps that do not end.
+"""A wrong training is not a success: losses, gradients and weights that are not finite, and steps that do not end.
 
-A checkpoint is published only after its weights are known to be finite; the losses before it are, since a loss that
-is no number makes every weight one that is none in the same step.
+A checkpoint is published only after its weights are known to be finite; the losses before it are then finite too,
+since a loss of nan or inf makes every weight nan in the same step.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class NonFinite(TrainingError):
 
 
 def require_finite(step: int, what: str, value: float) -> None:
-    """Raises NonFinite unless `value` is a number. `step` counts from 1."""
+    """Raises NonFinite unless `value` is finite. `step` counts from 1."""
     if not math.isfinite(value):
         raise NonFinite(f"step {step}: {what} is {value}: {REMEDY}")
 
 
 def require_finite_weights(step: int, weights: Mapping[str, Any]) -> None:
-    """Raises NonFinite naming the first tensors that hold what is no number."""
+    """Raises NonFinite naming the first tensors that hold nan or inf."""
     bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         shown = ", ".join(bad[:2]) + (f" and {len(bad) - 2} more" if len(bad) > 2 else "")

@@ -7,13 +7,13 @@ parameters is computed from the layers beforehand and compared.
 from __future__ import annotations
 
 import copy
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from train import writer
 from train.arguments import LoraArguments
 
 ALL_LINEAR = "all-linear"  # PEFT's name for every linear layer but the output layer
@@ -50,6 +50,9 @@ def wrap(model: Any, lora: LoraArguments, get_peft_model: Callable[..., Any]) ->
         reason = " ".join(str(error).split())[:200]
         raise LoraError(f"lora_target_modules: {reason}; linear layers of this model: {', '.join(known)}") from None
     layers = {n: m for n, m in wrapped.named_modules() if hasattr(m, "lora_A") and "default" in m.lora_A}
+    embedding = model.get_input_embeddings().weight
+    if shared := sorted(n.rpartition(".")[2] for n, m in layers.items() if m.get_base_layer().weight is embedding):
+        raise LoraError(f"lora_target_modules: {', '.join(shared)} shares its weights with the embedding")
     expected = sum(lora.lora_r * (m.in_features + m.out_features) for m in layers.values())
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     if trained != expected or not trained:
@@ -68,16 +71,13 @@ def is_wrapped(model: Any) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
-def save_adapter(model: Any, folder: Path, base_model: str) -> None:
+def save_adapter(adapters: Mapping[str, Any], config: Any, folder: Path, base_model: str) -> None:
     """adapter_model.safetensors and adapter_config.json in `folder`, which names the model it belongs to."""
-    model = copy.copy(model)
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = base_model
-    model.save_pretrained(folder, safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # a model card without content
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
+    config = copy.copy(config)
+    config.base_model_name_or_path, config.inference_mode = base_model, True  # as PEFT's save_pretrained has it
+    config.save_pretrained(folder)
+    stored = ((name, tensor.detach().to("cpu").contiguous()) for name, tensor in adapters.items())
+    writer.write(stored, folder, writer.ADAPTER_FILE, writer.ONE_FILE)  # PEFT reads one file only
 
 
 def load(model: Any, folder: Path) -> None:
@@ -85,34 +85,44 @@ def load(model: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    found = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    found = set_peft_model_state_dict(model, load_file(folder / writer.ADAPTER_FILE))
     if found.unexpected_keys:
         raise LoraError(f"{folder.name}: adapters of another model: {', '.join(found.unexpected_keys[:3])}")
 
 
-def merged(model: Any) -> Any:
-    """The transformers model with the adapters added to its weights, in fp32; the export rounds them once."""
-    return model.float().merge_and_unload()
+def plain(state: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Of a state_dict the model's own weights, by transformers' names."""
+    for name, tensor in state:
+        if "lora_" not in name:
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), tensor
 
 
-def separated(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the model's weights by transformers' names, the adapters' by the names in PEFT's files) of a state_dict."""
-    plain, trained = {}, {}
-    for name, tensor in weights.items():
-        if "lora_" in name:
-            trained[name.replace(".default.", ".")] = tensor
-        else:
-            plain[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = tensor
-    return plain, trained
+def adapted(state: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a state_dict the adapters' weights, by the names in PEFT's files."""
+    return {name.replace(".default.", "."): tensor for name, tensor in state if "lora_" in name}
 
 
-def restored(model: Any, adapters: Mapping[str, Any], trained: dict[str, Any]) -> Any:
-    """PEFT's model around `model` with the adapters' weights `trained`; raises LoraError unless all are there."""
-    from peft import get_peft_model, set_peft_model_state_dict
+def merged(
+    model: Any, weights: Iterable[tuple[str, Any]], adapters: Mapping[str, Any], config: Any
+) -> Iterator[tuple[str, Any]]:
+    """`weights` with the adapters added in fp32, as PEFT's merge_and_unload adds them; the export rounds them once.
 
-    wrapped = get_peft_model(model, copy.deepcopy(adapters["default"]), autocast_adapter_dtype=False)
-    _, wanted = separated({name: tensor for name, tensor in wrapped.state_dict().items() if "lora_" in name})
-    if different := sorted(wanted.keys() ^ trained.keys()):
-        raise LoraError(f"the trained adapters are not the model's: {', '.join(different[:3])}")
-    set_peft_model_state_dict(wrapped, trained)
-    return wrapped
+    W + alpha / r * B A (Hu et al., 2021, arXiv:2106.09685, section 4.1), one weight at a time. `model` says which
+    layers keep W transposed. Raises LoraError for adapters that belong to no weight.
+    """
+    if config.use_rslora or config.use_dora or config.rank_pattern or config.alpha_pattern:
+        raise LoraError("the adapters are of a kind that `wrap` does not make")
+    left = set(adapters)
+    for name, tensor in weights:
+        path = name.removesuffix(".weight")
+        down, up = (f"base_model.model.{path}.lora_{part}.weight" for part in "AB")
+        if not left.isdisjoint((down, up)):
+            parts = [adapters[part].detach().to("cpu", torch.float32) for part in (up, down)]
+            if type(model.get_submodule(path)).__name__ == "Conv1D":
+                parts = [part.T for part in reversed(parts)]
+            weight = tensor.detach().to("cpu", torch.float32, copy=True)
+            tensor = weight.addmm_(*parts, alpha=config.lora_alpha / config.r)  # noqa: PLW2901
+            left -= {down, up}
+        yield name, tensor
+    if left:
+        raise LoraError(f"the trained adapters are not the model's: {', '.join(sorted(left)[:3])}")

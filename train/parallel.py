@@ -1,12 +1,27 @@
-"""What a job with several cores a model, or with ZeRO-1, needs put right before its first step.
+"""What a job with several cores a model, or with ZeRO-1, needs put right.
 
 optimum-neuron 0.0.28 makes a model's optimizer and weights anew when it cuts them, and two things stay behind with
-the old ones. Seen by running it on two processes (tests/nxd); nothing of Neuron is imported here.
+the old ones; and its shards are saved into directories that may not be there yet. Seen by running it on two processes
+(tests/nxd); nothing of Neuron is imported here.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from train.consolidate import ADAPTER, MODEL
+
+
+def make_directories(folder: Path, adapters: bool) -> None:
+    """Where shards will be saved in `folder`: by every worker, before any of them writes.
+
+    neuronx-distributed lets the first worker of the job make them while the others go on, who fail where that takes
+    longer than putting a state_dict together (trainer/checkpoint.py, save_checkpoint): the job ends in its first
+    checkpoint, or after its last step. On the other hosts of a job nobody makes them.
+    """
+    for part in ("model", "optim"):
+        (folder / (ADAPTER if adapters else MODEL) / part).mkdir(parents=True, exist_ok=True)
 
 
 def let_schedule_reach(optimizer: Any, scheduler: Any) -> bool:

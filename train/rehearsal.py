@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from train.arguments import ArgumentError
+from train.export import save
 
 EXPORTED_BYTES = 2  # a parameter in bf16
 # Weights in fp32 and two moments of AdamW, in a checkpoint.
@@ -32,7 +31,7 @@ def rehearse(model: Any, tokenizer: Any, folder: Path) -> None:
     moved = folder / partial.name
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(partial, state_dict=_first_rows(model), safe_serialization=True)
+        save(model, (), partial)
         tokenizer.save_pretrained(partial)
         if folder.is_dir():  # SageMaker makes it; elsewhere the export does, where `partial` could be made
             shutil.move(partial / "config.json", moved)
@@ -44,15 +43,6 @@ def rehearse(model: Any, tokenizer: Any, folder: Path) -> None:
     finally:
         moved.unlink(missing_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _first_rows(model: Any) -> dict[str, Any]:
-    """Of every weight; two names of one tensor still share its memory, as save_pretrained wants to see."""
-    rows = {}
-    for name, tensor in model.state_dict().items():
-        first = tensor[:1] if tensor.dim() else tensor
-        rows[name] = torch.zeros(first.shape, dtype=first.dtype) if first.is_meta else first
-    return rows
 
 
 def require_room(parameters: int, trained: int, arguments: Any, export_dir: Path) -> None:

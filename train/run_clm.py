@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
     watchdog.stop()
 
     # -- export ------------------------------------------------------------------------------------------------
-    model = device.finished(trainer)
-    if model is None:  # another worker of this job has it
+    trained = device.finished(trainer)
+    if trained is None:  # another worker of this job has it
         return 0
     manifest = Manifest(
         stack=run_args.stack,
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         versions=versions(),
         metrics={key: round(value, 6) for key, value in final.items()},
     )
-    _export(model, tokenizer, run_args, manifest, output_dir)
+    _export(trained, tokenizer, run_args, manifest, output_dir)
     return 0
 
 
@@ -166,16 +166,16 @@ def _trained(trainer: Any, resume_from: str | None, output_dir: Path) -> Any:
         raise failure.TrainingError(f"{error}; {newest(output_dir)}") from error
 
 
-def _export(model: Any, tokenizer: Any, run: RunArguments, manifest: Manifest, output_dir: Path) -> None:
+def _export(trained: Any, tokenizer: Any, run: RunArguments, manifest: Manifest, output_dir: Path) -> None:
     """The artifact; where it cannot be written, the weights alone beside the checkpoints."""
     from train.export import export, rescue
-    from train.health import require_finite_weights
 
-    require_finite_weights(int(manifest.metrics["steps"]), dict(model.named_parameters()))
     try:
-        export(model, tokenizer, Path(run.export_dir), manifest, Path(run.metrics_dir))
+        export(trained, tokenizer, Path(run.export_dir), manifest, Path(run.metrics_dir))
+    except failure.TrainingError:
+        raise  # weights that are not finite are nobody's to keep
     except Exception as error:
-        where = rescue(model, output_dir, Path(run.metrics_dir))
+        where = rescue(trained, output_dir, Path(run.metrics_dir))
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise failure.TrainingError(f"the artifact could not be written ({reason}); {where}") from error
     print(f"artifact written after {manifest.metrics['seconds']:.0f} s of training", flush=True)

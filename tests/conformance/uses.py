@@ -41,6 +41,7 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
         "trainer.model": (MODEL,),
         "model": (MODEL,),
         "config": (CONFIG,),
+        "base": (MODEL,),
     },
     "train/devices/cpu.py": {
         "arguments": ("transformers.TrainingArguments",),
@@ -61,7 +62,7 @@ HOLDS: dict[str, dict[str, tuple[str, ...]]] = {
     "train/metrics.py": {"state": ("transformers.TrainerState",)},
     "train/signature.py": {"arguments": (ARGUMENTS,)},
     "train/launch.py": {"arguments": (ARGUMENTS,)},
-    "train/export.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,), "model.to(torch.bfloat16)": (MODEL,)},
+    "train/export.py": {"tokenizer": (TOKENIZER,), "model": (MODEL,)},
     "train/data.py": {"tokenizer": (TOKENIZER,)},
     "train/channels.py": {"tokenizer": (TOKENIZER,)},
     "train/arguments.py": {"parser": ("transformers.HfArgumentParser",)},

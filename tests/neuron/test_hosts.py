@@ -25,8 +25,7 @@ from tests.neuron.test_neuron import ROOT, arguments, environment, read, work  #
 
 pytestmark = [pytest.mark.neuron, pytest.mark.timeout(300)]
 LOOPBACK = "127.0.0.1 localhost\n"
-# Seconds; a group that does not form waits for minutes. tests/breaks breaks it on purpose and need not wait as long.
-ENDS = 30 if "NEURON_TESTS_ASKED" in os.environ else 150
+ENDS = 150  # seconds; a group that does not form waits for minutes
 
 
 def laid_down(base: Path, hosts: tuple[str, ...], current: str, given: dict[str, str] | None = None) -> Path:

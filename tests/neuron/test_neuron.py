@@ -212,10 +212,9 @@ class Forge:
 @pytest.fixture(scope="session")
 def forge(work: Path) -> Iterator[Forge]:
     made = Forge(work)
-    if "NEURON_TESTS_ASKED" not in os.environ:  # tests/breaks asks for one of them
-        for name, (mutant, more) in RUNS.items():
-            made.submit(name, mutant, more, **ENVIRONMENTS.get(name, {}))
-        made.send("units", ["units"])
+    for name, (mutant, more) in RUNS.items():
+        made.submit(name, mutant, more, **ENVIRONMENTS.get(name, {}))
+    made.send("units", ["units"])
     yield made
     made.close()
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,19 @@ def free_port() -> int:
         except OSError:
             return free_port()
         return int(first.getsockname()[1])
+
+
+def slow_directories() -> None:
+    """On the first worker a directory takes a while, as on a busy host or a network's file system."""
+    from neuronx_distributed.trainer.checkpoint_storage import FilesysCheckpointStorage as Storage
+
+    make = Storage.create_dir
+
+    def slowly(self: Any, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.5 if os.environ["RANK"] == "0" else 0)
+        make(self, *args, **kwargs)
+
+    Storage.create_dir = slowly
 
 
 def without(part: str) -> None:
@@ -58,6 +72,7 @@ def core(job: dict[str, Any], rank: int, port: int) -> int:
         from train import run_clm
 
         without(job["without"])
+        slow_directories()
         code = run_clm.guarded(job["words"])
     except BaseException:  # noqa: BLE001 (a worker's end)
         traceback.print_exc()

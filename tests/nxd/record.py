@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama, ZeRO-1 on two workers": ("llama", "none", {"zero_1": "true", "per_device_train_batch_size": 2}),
     "without let_schedule_reach": ("llama", "let_schedule_reach", TP),
     "without mark_norms": ("llama", "mark_norms", TP),
+    "without make_directories": ("llama", "make_directories", TP),
     "without masked_cross_entropy": ("llama", "masked_cross_entropy", TP),
 }
 # The loss is logged with four decimals; an evaluation's is not rounded.

@@ -17,10 +17,11 @@ from train import attention, best, hosts, lora, packing
 from train.arguments import LoraArguments
 from train.devices.ignored import HELP, NeuronFlags, given
 from train.health import require_finite, require_finite_weights
-from train.losses import STEP_TOKENS, is_proven, label_count, summed_loss
+from train.losses import STEP_TOKENS, causal_model, is_proven, label_count, summed_loss
 from train.metrics import Work
 from train.order import Counted, CountedRows, EpochSampler, label_counts
 from train.precision import MasterWeights
+from train.trained import Trained
 
 STATIC_SHAPES = False
 
@@ -181,7 +182,7 @@ class AnswerLossTrainer(Trainer):
         return norm
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Upstream's; a loss that is no number ends the job before it reaches the weights."""
+        """Upstream's; a loss that is not finite ends the job before it reaches the weights."""
         loss = super().training_step(model, inputs)
         step = self.state.global_step + 1
         self.workers.average_(step, [loss])
@@ -277,8 +278,8 @@ def peak_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
     return 2.0 * size**3 / best_seconds
 
 
-def finished(trainer: Any) -> Any:
-    """The trained model, with its adapters if it has any; None on every host but the first.
+def finished(trainer: Any) -> Trained | None:
+    """What the artifact is made of; None on every host but the first.
 
     The weights are those of the best checkpoint where one is asked for (train/best.py).
     """
@@ -289,7 +290,10 @@ def finished(trainer: Any) -> Any:
         trainer._load_from_checkpoint(str(chosen))
     elif masters is not None:
         masters.into_model()
-    return trainer.model
+    model = causal_model(trainer.model)
+    original = model.config, model.generation_config
+    adapters = (getattr(trainer.model, "peft_config", None) or {}).get("default")
+    return Trained(*original, trainer.model.state_dict().items, adapters)
 
 
 def compiling_only() -> bool:

@@ -10,11 +10,12 @@ nothing is learned any more, and to resume from it raises TypeError.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
-import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
 from train import best, lora, packing, parallel
 from train.arguments import LoraArguments
-from train.consolidate import consolidate
+from train.consolidate import opened
 from train.data import IGNORED
+from train.export import save
 from train.health import require_finite, require_finite_weights
 from train.launch import EXTRACT_ENV, LENT, PEAK_FLOPS, VISIBLE_CORES, environment, own_core
 from train.losses import STEP_TOKENS, causal_model, label_count
 from train.metrics import Work
 from train.order import Counted, CountedRows, EpochSampler, label_counts
 from train.signature import Layout, SignatureError, family_problems, layout_problems
+from train.trained import Trained, shell, weights
 
 STATIC_SHAPES = True
 PRECOMPILE_STEPS = 12  # 10 to 15 reach every graph of a step: Neuron SDK, pytorch-neuron-parallel-compile.rst
 
 
-@dataclass
+@dataclasses.dataclass
 class NeuronArguments(NeuronTrainingArguments):
     """Upstream's arguments. Making them starts XLA, so the environment is put in place before."""
 
@@ -121,7 +124,7 @@ def load_model(name: str, arguments: Any, **hub: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32", attn_implementation="eager", **hub)
 
 
-_convert = misc.convert_checkpoint_to_safetensors
+_convert, _load = misc.convert_checkpoint_to_safetensors, torch.load
 
 
 def converted_once_a_host(*args: Any, **kwargs: Any) -> Any:
@@ -131,13 +134,21 @@ def converted_once_a_host(*args: Any, **kwargs: Any) -> Any:
     (utils/misc.py), and on other hosts never is.
     """
     if xm.get_local_ordinal() == 0:
-        known, torch.distributed.is_initialized = torch.distributed.is_initialized, lambda: False
+        known, read = torch.distributed.is_initialized, torch.load
+        torch.distributed.is_initialized = lambda: False  # on its own, whichever host this is
+        torch.load = _load_mapped
         try:
-            _convert(*args, **kwargs)  # on its own, whichever host this is
+            _convert(*args, **kwargs)
         finally:
-            torch.distributed.is_initialized = known
+            torch.distributed.is_initialized, torch.load = known, read
     xm.rendezvous("pytorch_model.bin is converted on every host")
     return _convert(*args, **kwargs)  # there now: the path
+
+
+def _load_mapped(path: Any, **kwargs: Any) -> Any:
+    """torch.load that maps the file: upstream reads it whole, and copies it once more to write it. A file from before
+    torch 1.6 is no archive and has to be read."""
+    return _load(str(path), mmap=zipfile.is_zipfile(path), **kwargs)
 
 
 def add_adapters(model: Any, arguments: LoraArguments) -> tuple[Any, int]:
@@ -207,7 +218,7 @@ class StaticTrainer(NeuronTrainer):
         model = causal_model(kwargs["model"])
         # Both are changed by parallelisation: the vocabulary becomes one worker's part.
         self.original = (copy.deepcopy(model.config), copy.deepcopy(model.generation_config))
-        self.adapters = getattr(kwargs["model"], "peft_config", None)
+        self.adapters = (getattr(kwargs["model"], "peft_config", None) or {}).get("default")
         super().__init__(**kwargs)
         # Upstream means its accelerator to divide by the accumulation and never tells it the number, so gradients and
         # logged losses would be sums over the batches.
@@ -313,19 +324,27 @@ class StaticTrainer(NeuronTrainer):
 
     def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
         if self.mp_enabled or compiling_only():
+            if not compiling_only():
+                parallel.make_directories(Path(output_dir or self.args.output_dir), self.adapters is not None)
             super().save_model(output_dir, _internal_call)
             return
         # Upstream moves the model to the host and back, which makes its parameters new ones that the optimizer does
         # not know: after the first checkpoint nothing is learned any more.
-        weights = on_host(self.model)
+        xm.mark_step()
         if xm.get_ordinal() == 0:
             folder = Path(output_dir or self.args.output_dir)
-            whole(self.original, weights, self.adapters).save_pretrained(folder)
+            state = self.model.state_dict()
+            if self.adapters is not None:
+                base = self.original[0]._name_or_path
+                lora.save_adapter(lora.adapted(state.items()), self.adapters, folder, base)
+            else:
+                made = Trained(*self.original, state.items)
+                save(shell(made, torch.float32), weights(made), folder)
             torch.save(self.args, folder / "training_args.bin")
         xm.rendezvous("the model is saved")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The losses of a step are added up on the device, so one that is no number is seen here at the latest."""
+        """The losses of a step are added up on the device, so one that is not finite is seen here at the latest."""
         for name in ("loss", "grad_norm", "eval_loss"):
             require_finite(self.state.global_step, f"{name} in the log line", logs.get(name, 0.0))
         super().log(logs, *args, **kwargs)
@@ -367,8 +386,8 @@ def work(trainer: Any, rows: Any, flops: float) -> Work:
     return Work(positions * rows.filled, positions, flops, peak)
 
 
-def finished(trainer: Any) -> Any:
-    """The trained model on the host, whole, in transformers' own class; None on every rank but the first.
+def finished(trainer: Any) -> Trained | None:
+    """What the artifact is made of; None on every rank but the first.
 
     With tensor or pipeline parallelism each worker writes its shards, and the first puts them together. Where the
     best checkpoint is asked for, its shards or weights are taken (train/best.py).
@@ -378,10 +397,12 @@ def finished(trainer: Any) -> Any:
     arguments = trainer.args
     chosen = best.checkpoint_of(trainer)
     if not trainer.mp_enabled:
-        weights = on_host(trainer.model)
+        xm.mark_step()
         if xm.get_ordinal() != 0:
             return None
-        return whole(trainer.original, {**weights, **(_stored(chosen) if chosen else {})}, trainer.adapters)
+        state = {**trainer.model.state_dict(), **(_stored(chosen) if chosen else {})}
+        config, generation = trainer.original
+        return Trained(config, generation, state.items, trainer.adapters)
     # One parent, torchrun, for the workers of a host; tensor parallelism stays within one.
     folder = chosen or Path(tempfile.gettempdir()) / f"shards-of-{os.getppid()}"
     if chosen is None:
@@ -392,72 +413,37 @@ def finished(trainer: Any) -> Any:
         xm.rendezvous("every worker has written its shards")
     if xm.get_ordinal() != 0:
         return None
-    scratch = Path(tempfile.mkdtemp(prefix="whole-"))
-    weights = from_shards(folder, scratch, tp=arguments.tensor_parallel_size, pp=arguments.pipeline_parallel_size)
-    shutil.rmtree(scratch)
-    if chosen is None:
-        shutil.rmtree(folder)
-    if trainer.adapters is not None:  # the shards are the adapters' alone, the rest was not trained
-        weights = {**_base_weights(trainer.original[0]), **weights}
-    return whole(trainer.original, weights, trainer.adapters)
+    made = of_shards(
+        folder, trainer.original, arguments.tensor_parallel_size, arguments.pipeline_parallel_size, trainer.adapters
+    )
+    return made if chosen else dataclasses.replace(made, scratch=folder)
+
+
+def of_shards(folder: Path, original: tuple[Any, Any], tp: int, pp: int, adapters: Any) -> Trained:
+    """What the artifact is made of, where the workers of a job have left their parts of it.
+
+    `original` are the configurations of the model, `adapters` is PEFT's where the parts are an adapter's.
+    """
+    whole, _ = opened(folder, tp=tp, pp=pp)
+    if adapters is None:
+        return Trained(*original, whole)
+    name = original[0]._name_or_path  # the rest was not trained: in its own dtype, mapped from its files
+    base = AutoModelForCausalLM.from_pretrained(name, torch_dtype="auto", low_cpu_mem_usage=True)
+    return Trained(*original, lambda: chain(base.state_dict().items(), whole()), adapters)
+
+
+class OnHost(dict[str, Any]):
+    """Named tensors that come to the host one at a time."""
+
+    def items(self) -> Any:
+        return ((name, tensor.detach().to("cpu")) for name, tensor in super().items())
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """The weights or adapters of a checkpoint, from one file or several."""
+    """The weights or adapters of a checkpoint, mapped from one file or several."""
     from safetensors.torch import load_file
 
     weights: dict[str, Any] = {}
     for file in sorted(folder.glob("*model*.safetensors")):
         weights |= load_file(file)
     return weights
-
-
-def _base_weights(config: Any) -> dict[str, Any]:
-    """Of the model that the adapters belong to, as it came."""
-    model = AutoModelForCausalLM.from_pretrained(config._name_or_path, torch_dtype="float32")
-    return dict(model.state_dict())
-
-
-class OnHost(dict[str, Any]):
-    """Named tensors that come to the host one at a time."""
-
-    def __init__(self, named: Any) -> None:
-        super().__init__(named)
-
-    def items(self) -> Any:
-        return ((name, tensor.detach().to("cpu")) for name, tensor in super().items())
-
-
-def on_host(model: Any) -> dict[str, Any]:
-    """Copies of the model's weights, after what was asked of the device so far is done."""
-    xm.mark_step()
-    return {name: tensor.detach().to("cpu") for name, tensor in model.state_dict().items()}
-
-
-def from_shards(shards: Path, out: Path, tp: int, pp: int) -> dict[str, Any]:
-    """The consolidated weights of a checkpoint, on the host."""
-    from safetensors.torch import load_file
-
-    weights: dict[str, Any] = {}
-    for file in consolidate(shards, out, tp=tp, pp=pp):
-        if file.endswith(".safetensors"):
-            weights |= load_file(out / file)
-    return weights
-
-
-def whole(original: tuple[Any, Any], weights: dict[str, Any], adapters: Any = None) -> Any:
-    """A model of the original's configuration around `weights`; every parameter must be there, and no other.
-
-    With `adapters` (a peft_config) among the weights PEFT's model around it; names are those of either's state_dict.
-    """
-    config, generation = original
-    plain, trained = lora.separated(weights)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    found = model.load_state_dict(plain, strict=False, assign=True)
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    if wrong := sorted((set(found.missing_keys) - tied) | set(found.unexpected_keys)):
-        raise RuntimeError(f"the trained weights are not the model's: {', '.join(wrong[:5])}")
-    model.tie_weights()
-    model.generation_config = generation
-    return lora.restored(model, adapters, trained) if adapters else model

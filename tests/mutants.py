@@ -17,8 +17,8 @@ VERSION = "3.8.1"
 HEAD = f"""# Small changes of the core that no test sees
 
 Made by `make mutants`: mutmut {VERSION} changes one operator, constant or argument at a time in modules that are
-policy without a device, and runs the tests that call the function. A change counts as seen where a test is red or does not
-end. Not every unseen change is a gap: texts of messages, and changes that mean the same, are among them.
+policy without a device, and runs the tests that call the function. A change is seen where a test is red or does
+not end. Not every unseen change is a gap: texts of messages, and changes that mean the same, are among them.
 
 | module | changes | seen | share |
 |---|---|---|---|

@@ -33,9 +33,7 @@ DEFAULT_CHECKPOINTS = "/opt/ml/checkpoints"  # CheckpointConfig.LocalPath [api]
 
 # Limits [api]. Lengths are in characters.
 MAX_HYPERPARAMETERS, MAX_HYPERPARAMETER_KEY, MAX_HYPERPARAMETER_VALUE = 100, 256, 2500
-MAX_ENVIRONMENT_ENTRIES, MAX_TRAIN_ENVIRONMENT_VALUE, MAX_SERVE_ENVIRONMENT_VALUE = 100, 512, 1024
 MAX_FAILURE_REASON = 1024
-MAX_CHANNELS = 20
 MAX_INVOCATION_BODY = 25 * 1024 * 1024  # bytes, real-time endpoints [infer]
 
 # Times, in seconds.

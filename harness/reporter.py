@@ -15,13 +15,3 @@ class Reporter(Protocol):
     def progress(self, label: str, done: int, total: int) -> None:
         """`done` of `total` units of the step called `label`; done == total ends it."""
         ...
-
-
-class Silent:
-    """Says nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def progress(self, label: str, done: int, total: int) -> None:
-        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, strategies as st
 
 from containers import families
 from containers.families import Dimensions
+from harness.estimate import hardware, outlook
 from harness.spec import endpoint_times, fit, stacks
 from harness.spec.runfile import RunFile
 from tests.families import table
@@ -191,9 +193,9 @@ def test_the_model_is_held_against_rows_positions_and_the_stack() -> None:
 
 
 def test_copies_of_a_model_on_an_instance() -> None:
-    assert fit.replicas(run_file(serve={"tp_degree": 1})) == 2
-    assert fit.replicas(run_file(serve={"tp_degree": 2})) == 1
-    assert fit.replicas(run_file(serve={"tp_degree": 1}, serve_instance="ml.inf2.48xlarge")) == 24
+    for instance, degree, copies in (("inf2.xlarge", 1, 2), ("inf2.xlarge", 2, 1), ("inf2.48xlarge", 1, 24)):
+        subject = SimpleNamespace(serve_tp=degree)
+        assert outlook.replicas(hardware.find(instance), subject) == copies  # type: ignore[arg-type]
 
 
 def test_config_of_a_directory(tmp_path: Path) -> None:

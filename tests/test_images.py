@@ -19,10 +19,19 @@ from harness.images import build as images, engine, registry
 from harness.images.build import Build, Layer
 from harness.local.jobs.runner import JobEnvironment, TrainingRunner
 from harness.local.store.objects import ObjectStore
-from harness.reporter import Silent
 from harness.spec import stacks
 
 Usage = namedtuple("Usage", "total used free")
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        pass
 
 
 def spec(**more: object) -> ContainerSpec:

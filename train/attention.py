@@ -120,8 +120,3 @@ def attention(
 def install() -> None:
     """Let models of this process train with it."""
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
-
-
-def uninstall() -> None:
-    """Upstream's again, for comparisons."""
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = _upstream

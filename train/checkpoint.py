@@ -21,7 +21,6 @@ from transformers import TrainerCallback
 from train.agreement import Agreement
 
 SEAL = "complete.json"
-KEPT = 2
 # Arguments that change what a step computes: a checkpoint made with others is another run's.
 DECISIVE = (
     "learning_rate",

@@ -57,7 +57,6 @@ def assumptions() -> tuple[Assumption, ...]:
 # (data/assumptions.json, benchmarks).
 MOST_STEPS = 160 / 0.5
 DOWNLOAD_BYTES_PER_SECOND = (0.1e9, 0.5e9)
-JOB_START = Seconds(120, 480, "SageMaker starts the instance and pulls the image")
 
 
 @dataclass(frozen=True)

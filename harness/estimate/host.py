@@ -62,10 +62,8 @@ def serving_host(
 def training_host(
     arch: Architecture, training: Training, workers: int, host_gib: float, parallel: int = 1
 ) -> Footprint:
-    """One training host: `workers` processes, compilation, and the consolidation of shards at the end."""
+    """One training host: `workers` processes, compilation, and the export at the end."""
     full = arch.parameters * 4.0
-    # Adapters are saved by themselves; the frozen weights are not put together again.
-    adapters = training.lora_rank > 0
     # With TP or PP every worker reads its own part (lazy_load_for_parallelism); without, the whole model in fp32.
     one = full / (training.tp * training.pp)
     loading = times(workers, Span(0.3 * one, one, 1.3 * one))
@@ -74,12 +72,12 @@ def training_host(
         Term("workers", times(workers, WORKER), f"{workers} processes"),
         Term("loading", loading, f"{workers} x {one / GIB:.1f} GiB in fp32"),
     ]
-    # The larger of two peaks that do not come at once: compiling first, putting shards together last.
+    # The larger of two peaks that do not come at once: compiling first, the export last.
     compiling = times(parallel, compiler(arch))
-    whole = Span(full * 0.5, full, 2 * full) if training.tp * training.pp > 1 else Span(0, 0.5 * full, full)
-    whole = Span(0, 0, 0) if adapters else whole
-    if whole.expected > compiling.expected:
-        terms.append(Term("consolidation", whole, "the whole model on rank 0, once as shards and once as a file"))
+    # One tensor at a time: 0.39 to 0.46 of the bf16 weights at 1.1 B parameters (docs/internals/measurements.md).
+    export = Span(0.1 * full, 0.25 * full, 0.5 * full)
+    if export.expected > compiling.expected:
+        terms.append(Term("export", export, "half of the bf16 weights, on rank 0"))
     else:
         terms.append(Term("compiling", compiling, f"{parallel} compiler{'s' if parallel > 1 else ''} at once"))
     return Footprint(tuple(terms), host_gib * GIB)

@@ -148,7 +148,7 @@ def outlook(subject: Subject, table: Table | None = None, suggest: bool = True) 
         duration.training_time(subject.arch, work, train, subject.hosts, subject.precision) if train else None
     )
     job, start = _job_time(subject, work, training_time), _start_time(subject, serve)
-    replicas = max(serve.cores // subject.serve_tp, 1) if serve else 1
+    copies = replicas(serve, subject) if serve else 1
     rate = duration.decoding_rate(subject.arch, subject.serving, serve) if serve else None
     charges = list(_charges(subject, job, start))
     return Outlook(
@@ -160,8 +160,8 @@ def outlook(subject: Subject, table: Table | None = None, suggest: bool = True) 
         job_time=job,
         start_time=start,
         artifact_bytes=duration.artifact_bytes(subject.arch),
-        replicas=replicas,
-        rate=(rate[0] * replicas, rate[1] * replicas) if rate else None,
+        replicas=copies,
+        rate=(rate[0] * copies, rate[1] * copies) if rate else None,
         bill=price.bill(charges, table, subject.region)
         if not subject.serve_region
         else _two_bills(subject, charges, table),
@@ -239,10 +239,15 @@ def train_fit(subject: Subject, instance: Instance) -> tuple[Footprint, Footprin
 def serve_fit(subject: Subject, instance: Instance) -> tuple[Footprint, Footprint]:
     """One NeuronCore and the host of the endpoint."""
     core = memory.serving_footprint(subject.arch, subject.serving, instance.core_gib)
-    replicas = max(instance.cores // subject.serve_tp, 1)
     return core, host.serving_host(
-        subject.arch, subject.serving, instance.host_gib, replicas, compiled=subject.precompiled
+        subject.arch, subject.serving, instance.host_gib, replicas(instance, subject), compiled=subject.precompiled
     )
+
+
+def replicas(instance: Instance, subject: Subject) -> int:
+    """Copies of the model that an endpoint's instance holds: DJL Serving starts one process for each group of cores
+    (djl-serving 0.30.0, ModelInfo.getLoadOnDevices), one after the other."""
+    return max(instance.cores // subject.serve_tp, 1)
 
 
 def _train_side(subject: Subject, instance: Instance | None, table: Table, suggest: bool) -> Side:
@@ -265,8 +270,8 @@ def _serve_side(subject: Subject, instance: Instance | None, start: Seconds, tab
     if instance is None:
         return _no_cores(subject.serve_instance)
     core, machine = serve_fit(subject, instance)
-    replicas = max(instance.cores // subject.serve_tp, 1)
-    notes = [f"{replicas} replica{'s' if replicas > 1 else ''} of TP {subject.serve_tp} on {instance.cores} cores"]
+    copies = replicas(instance, subject)
+    notes = [f"{copies} replica{'s' if copies > 1 else ''} of TP {subject.serve_tp} on {instance.cores} cores"]
     if start.low > subject.startup_seconds:
         notes.append(f"starting takes at least {start.low:.0f} s, startup_seconds is {subject.startup_seconds}")
     elif start.high > subject.startup_seconds:

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import shell
 from harness.assets import djl
@@ -226,17 +225,3 @@ def ours(found: list[Layer]) -> list[Layer]:
     """The layers on top of the base: those that put something below /opt/program, and what lies between."""
     first = next((i for i, layer in enumerate(found) if "/opt/program" in layer.made_by), len(found))
     return found[first:]
-
-
-def stacks_of(targets: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """harness/stacks.json's content, from the targets that `bake --print` shows."""
-    found: dict[str, dict[str, Any]] = {}
-    for target in targets.values():
-        labels = target.get("labels", {})
-        if "neuron-harness.stack" not in labels or "neuron-harness.stand-in" in labels:
-            continue
-        role = labels["neuron-harness.role"]
-        stack = found.setdefault(labels["neuron-harness.stack"], {})
-        stack[f"{role}_base"] = labels["org.opencontainers.image.base.name"]
-        stack[f"{role}_pins"] = dict(pin.split("==") for pin in labels["neuron-harness.pins"].split())
-    return found

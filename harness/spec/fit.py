@@ -104,13 +104,6 @@ def serving_core_problems(run: RunFile) -> list[Problem]:
     return [Problem(what, why, f"use one of {', '.join(map(str, fits))}")]
 
 
-def replicas(run: RunFile) -> int:
-    """Copies of the model that an endpoint's instance holds: DJL Serving starts one process for each group of cores
-    (djl-serving 0.30.0, ModelInfo.getLoadOnDevices), one after the other."""
-    options, cores = _options(run), INSTANCE_CORES.get(run.compute.serve_instance, 1)
-    return max(1, cores // options.tp_degree) if options is not None else 1
-
-
 def model_problems(run: RunFile, stack: Stack, config: Mapping[str, Any]) -> list[Problem]:
     """The model against the stack, the sizes and the lengths of rows."""
     size, options = families.Dimensions.of(config), _options(run)

@@ -250,11 +250,13 @@ class Llama:
         with torch.inference_mode():
             sequence: Any = None
             hidden = self._run([Row(sequence, -1, 0, list(tokens), True)])
-            return self._logits(F.pad(hidden, (0, 0, 0, -len(hidden) % ROUND)))[: len(hidden)]
+            return self._logits(hidden)
 
     def _logits(self, hidden: Tensor) -> NDArray[np.float32]:
-        normed = _rms(hidden, self.norm, self.a.norm_eps, torch.float32)
-        logits = self.head(normed.to(self.dtype)).float()
+        normed, count = _rms(hidden, self.norm, self.a.norm_eps, torch.float32), len(hidden)
+        more = -count % ROUND if count > ROUND else 0
+        # What was filled in is cut off before the next lines: all its logits are the largest.
+        logits = self.head(F.pad(normed, (0, 0, 0, more)).to(self.dtype))[:count].float()
         if self.dtype != torch.float32:
             # A bf16 logit of 16 has neighbours at 15.9 and 16.1: which is the largest is decided in fp32.
             best = logits.amax(1, keepdim=True)

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.emulator.left_over import containers
 
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
-SLOW = 1500  # steps: more than any of these tests waits for
+SLOW = 20000  # steps: more than any of these tests waits for
 
 
 @dataclass(frozen=True)

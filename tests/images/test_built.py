@@ -7,6 +7,7 @@ import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,23 @@ from tests.images.page import PAGE, page
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 
+def stacks_of(targets: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """harness/stacks.json's content, from the targets that `bake --print` shows."""
+    found: dict[str, dict[str, Any]] = {}
+    for target in targets.values():
+        labels = target.get("labels", {})
+        if "neuron-harness.stack" not in labels or "neuron-harness.stand-in" in labels:
+            continue
+        role = labels["neuron-harness.role"]
+        stack = found.setdefault(labels["neuron-harness.stack"], {})
+        stack[f"{role}_base"] = labels["org.opencontainers.image.base.name"]
+        stack[f"{role}_pins"] = dict(pin.split("==") for pin in labels["neuron-harness.pins"].split())
+    return found
+
+
 def test_stacks_json_is_what_bake_prints() -> None:
     printed = json.loads(images.printed(Build()))["target"]
-    assert images.stacks_of(printed) == {
+    assert stacks_of(printed) == {
         name: {k: v for k, v in asdict(stack).items() if k != "name"} for name, stack in stacks.all_stacks().items()
     }
 

@@ -40,11 +40,6 @@ class Endpoint:
         return asdict(self)
 
 
-def endpoint_from_json(raw: dict[str, Any]) -> Endpoint:
-    """Read what to_json wrote."""
-    return Endpoint(**{**raw, "handle": Handle(**raw["handle"])})
-
-
 Ping = Callable[[Endpoint], bool]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from harness.errors import EndpointFailed, InvalidInput
+from harness.errors import EndpointFailed, InvalidInput, MissingPrerequisite
 from harness.run import evaluate, invoke, report
 from harness.run.evaluate import Given, HeldOut, Score, parse_answer
 
@@ -53,6 +55,50 @@ def test_score_counts_what_cannot_be_parsed_as_wrong() -> None:
 )
 def test_other_measures(measure: str, answers: list[str], values: tuple[float, ...]) -> None:
     assert evaluate.score(measure, ROWS, answers, Given(pattern=r"\d{4}-\d\d-\d\d")).values == values
+
+
+@pytest.mark.parametrize(
+    ("measure", "answers", "values"),
+    [
+        # By hand: a common subsequence of two of three and four words; F1 = 2 * 2/4 * 2/3 / (2/4 + 2/3).
+        ("rouge_l", ["the cat sat", "a cat sat down", ""], (1, 4 / 7, 0)),
+        ("chrf", ["the cat sat", "a cat sat down", ""], (1, 0.4737, 0)),
+    ],
+)
+def test_free_text_is_measured_by_its_references(measure: str, answers: list[str], values: tuple[float, ...]) -> None:
+    rows = [HeldOut(str(i), "the cat sat") for i in range(3)]
+    assert evaluate.score(measure, rows, answers, Given()).values == pytest.approx(values, abs=1e-4)
+    constant = evaluate.trivial(measure, rows, Given())
+    assert constant is not None and constant.mean == pytest.approx(1)
+    assert evaluate.trivial(measure, [HeldOut("a", "one"), HeldOut("b", "two")], Given()) is None
+
+
+def test_a_measure_without_its_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(MissingPrerequisite) as caught:
+        evaluate.score("chrf", ROWS, ["", "", ""], Given())
+    assert caught.value.problems[0].hint == "pip install 'neuron-harness[text]'"
+
+
+def test_a_completions_likelihood_is_of_what_the_prompt_alone_does_not_have() -> None:
+    told = [
+        prefill((1, None), (2, -1.0), (3, -2.0), (4, -0.5)),
+        prefill((1, None), (2, -1.0)),
+        # Prompt and completion meet in one token: it is the completion's.
+        prefill((1, None), (9, -4.0)),
+        prefill((1, None), (8, -3.0)),
+    ]
+    found = invoke.completion_likelihoods(json.dumps(told).encode(), 2)
+    assert found == [(-2.5, 2), (-4.0, 1)]
+    score = evaluate.likelihoods(found)
+    assert math.exp(-score.mean) == pytest.approx(math.exp(6.5 / 3)), "over tokens, not over rows"
+    assert evaluate.shown_of("perplexity")(score.mean) == "8.73"
+    better = evaluate.likelihoods([(-1.0, 2), (-2.0, 1)])
+    said = evaluate.verdict("perplexity", score, better, None)
+    assert said.startswith("the tuned model is better than the base model (+1.167 nats a token, 95 % interval")
+    for answer in (b"[]", b"{}", json.dumps([prefill((1, None)), prefill((1, None))] * 2).encode()):
+        with pytest.raises(EndpointFailed, match="no log probabilities"):
+            invoke.completion_likelihoods(answer, 2)
 
 
 def scorer_file(folder: Path, body: str) -> Given:

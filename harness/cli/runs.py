@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,6 +167,39 @@ def run(
         output.out(f"the endpoint stays: harness invoke --run {started.record.id} PROMPT; then: harness down")
 
 
+def evaluate(
+    run_id: RunArg = None,
+    by: Annotated[
+        Path | None,
+        typer.Option("--by", help="Take [evaluate] from this run file instead of the run's own.", metavar="RUNFILE"),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the tuned model's endpoint running.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Serve, measure and report once more what a run has trained."""
+    from harness import record as records
+    from harness.errors import InvalidInput
+    from harness.run import platforms, steps
+    from harness.run.report import Meter
+    from harness.spec import checks
+
+    with output.reporter() as reporter:
+        asked = steps.resume(records.find(run_id))
+        if by is not None:
+            asked = steps.evaluated_by(asked, by)
+        elif problems := checks.check_measurable(asked.file):
+            raise InvalidInput.of(problems)
+        where = platforms.of(asked.record).platform
+        reporter.say(f"run {asked.record.id}")
+        steps.check_measure(asked, reporter)
+        with steps.working_on(asked.record, "evaluate", reporter) as client:
+            steps.require_trained(client)
+            with Meter(lambda: platforms.processes(where)) as meter:
+                result = steps.measure(asked, client, meter, reporter, keep, anew=True)
+            steps.finish(asked.record, client, result, meter)
+    _show_result(asked.record.path, result, json)
+
+
 def train(
     run_file: StartArg,
     platform: PlatformFlag = "",
@@ -200,6 +232,7 @@ def ps(json: JsonFlag = False) -> None:
     import json as encoder
 
     from harness.run import status
+    from harness.run.evaluate import shown_of
 
     found = status.overview()
     if json:
@@ -207,7 +240,7 @@ def ps(json: JsonFlag = False) -> None:
         return
     rows = []
     for item in found:
-        score = "" if item.score is None else _of_measure(item.measure)(item.score)
+        score = "" if item.score is None else shown_of(item.measure)(item.score)
         shown = "; ".join(f"{e.name.removeprefix(item.run + '-')} {e.status} {e.url}" for e in item.endpoints)
         rows.append((item.run, item.platform, item.training, score, item.note or shown, item.cost))
     if rows:
@@ -238,24 +271,25 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     """The table that ends a run, and where the rest is."""
     import json as encoder
 
+    from harness.run.evaluate import shown_of, unit_of
+
     if as_json:
         output.out(encoder.dumps(result, indent=2))
         return
     score, unparsable = result["score"], result["unparsable"]
-    share, shown = score["measure"] != "scorer", _of_measure(score["measure"])
+    shown, (scale, unit, digits) = shown_of(score["measure"]), unit_of(score["measure"])
     rows = []
     if "trivial" in score:
         rows.append((f"always {result['trivial_answer']!r}"[:60], shown(score["trivial"]), ""))
     for which, name in (("base", "before fine-tuning"), ("tuned", "after fine-tuning")):
         if which in score:
-            note = f"{_percent(unparsable[which])} without a label" if which in unparsable else ""
+            note = f"{100 * unparsable[which]:.1f} % without a label" if which in unparsable else ""
             rows.append((name, shown(score[which]), note))
     for which, name in (("base", "gain"), ("trivial", "over the trivial answer")):
         if f"over_{which}" in score:
-            scale = 100 if share else 1
-            low, high = score[f"over_{which}_ci95"]
-            interval = f"95 % interval {scale * low:+.1f} to {scale * high:+.1f}"
-            rows.append((f"{name}, points" if share else name, f"{scale * score[f'over_{which}']:+.1f}", interval))
+            low, high = (f"{scale * value:+.{digits}f}" for value in score[f"over_{which}_ci95"])
+            gain = f"{scale * score[f'over_{which}']:+.{digits}f}"
+            rows.append((f"{name},{unit}" if unit else name, gain, f"95 % interval {low} to {high}"))
     title = f"measure {score['measure']} on {score['rows']} held-out examples, through the endpoint"
     output.table(title, rows, ("", "score", ""))
     output.out(f"\n{result['verdict']}")
@@ -263,12 +297,3 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     phases = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items() if name != "total")
     output.out(f"{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")
     output.out(f"report: {folder / 'report.html'}")
-
-
-def _of_measure(measure: str) -> Callable[[float], str]:
-    """How a score is written: a scorer has a scale of its own, the other measures are shares."""
-    return "{:.3f}".format if measure == "scorer" else _percent
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -85,6 +85,34 @@ def _common(texts: list[list[tuple[int, float | None]]]) -> int:
     return next((i for i in range(most) if len({text[i][0] for text in texts}) > 1), most)
 
 
+def completion_request(prompts: list[str], completions: list[str]) -> dict[str, Any]:
+    """The body that asks for the log probabilities of each prompt with its completion behind it, and alone."""
+    texts = [text for p, c in zip(prompts, completions, strict=True) for text in (p + c, p)]
+    return request(texts, max_new_tokens=1, decoder_input_details=True)
+
+
+def completion_likelihoods(answer: bytes, count: int) -> list[tuple[float, int]]:
+    """For each of `count` prompts the log probability of its completion, in nats, and its number of tokens.
+
+    Of the tokens behind those that text and prompt begin with in common: where the two meet in one token, that token
+    is the completion's. Raises EndpointFailed for an answer of another form.
+    """
+    try:
+        told = [[(t["id"], t.get("log_prob")) for t in row["details"]["prefill"]] for row in json.loads(answer)]
+        if len(told) != 2 * count:
+            raise ValueError(len(told))
+        found = []
+        for text, prompt in zip(told[::2], told[1::2], strict=True):
+            shared = next(
+                (i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a[0] != b[0]), len(prompt)
+            )
+            own = text[min(max(shared, 1), len(text) - 1) :]
+            found.append((sum(float(value) for _, value in own), len(own)))  # None is a TypeError
+        return found
+    except (ValueError, KeyError, TypeError):
+        raise EndpointFailed("the answer has no log probabilities", answer[:200].decode(errors="replace")) from None
+
+
 def pieces(chunks: Iterable[bytes]) -> Iterator[str]:
     """The text of a JSON-lines stream, piece by piece; chunk boundaries may be anywhere."""
     buffer = b""

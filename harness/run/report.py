@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from harness.run.evaluate import shown_of, unit_of
+
 
 class Meter:
     """Use as a context manager around a whole run; `phase()` around its parts.
@@ -84,8 +86,13 @@ def html(result: dict[str, Any], metrics: list[dict[str, float]]) -> str:
 
     env = Environment(loader=PackageLoader("harness", ""), autoescape=True, undefined=StrictUndefined)
     points = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
+    measure = result["score"]["measure"]
     return env.get_template("report.html.j2").render(
-        result=result, curve=curve(points), evaluation=[r for r in metrics if "eval_loss" in r]
+        result=result,
+        curve=curve(points),
+        evaluation=[r for r in metrics if "eval_loss" in r],
+        shown=shown_of(measure),
+        unit=unit_of(measure),
     )
 
 

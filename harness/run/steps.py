@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from harness.spec.runfile import RunFile
 ASK_BATCH = 16  # prompts a request: a batch that two cores answer in well under a second
 SHOWN_PROMPTS = 5
 TRAINED = "the model is trained"
+INSTEAD = {"label_likelihood": "label", "perplexity": "exact_match"}  # measures that need no log probabilities
 SECOND_INTERRUPT = 5.0  # seconds after Ctrl-C on a Neuron host in which a second one stops the job
 
 
@@ -241,8 +242,10 @@ def deploy(client: RunClient, deployment: Deployment, reporter: Reporter, ttl: f
     return endpoint
 
 
-def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep: bool) -> dict[str, Any]:
-    """Base and tuned model over the test rows, each through its own endpoint; no row is asked twice.
+def measure(
+    run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep: bool, anew: bool = False
+) -> dict[str, Any]:
+    """Base and tuned model over the test rows, each through its own endpoint; no row is asked twice, but `anew`.
 
     `keep` leaves the tuned model's endpoint running.
     """
@@ -253,7 +256,7 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
         if deployment is None:
             continue
         stays = keep and which == "tuned"
-        answers = run.record.read_json(f"answers-{which}.json")
+        answers = None if anew else run.record.read_json(f"answers-{which}.json")
         if answers is None or stays:
             with meter.phase(f"deploy_{which}"):
                 endpoint = deploy(client, deployment, reporter)
@@ -274,7 +277,9 @@ def measure(run: Run, client: RunClient, meter: Meter, reporter: Reporter, keep:
                         client.delete(endpoint)
         else:
             _delete_left(client, deployment)
-        scores[which] = evaluate.score(kind, rows, answers, given)
+        scores[which] = (
+            evaluate.likelihoods(answers) if kind == "perplexity" else evaluate.score(kind, rows, answers, given)
+        )
     return _result(run.record, kind, rows, scores, evaluate.trivial(kind, rows, given))
 
 
@@ -288,7 +293,7 @@ def _delete_left(client: RunClient, deployment: Deployment) -> None:
 def _measure_of(run: Run) -> str:
     """The run file's measure, or the one that an endpoint on Inferentia can answer instead."""
     kind = run.file.measure
-    return "label" if kind == "label_likelihood" and not _computes_likelihoods(run) else kind
+    return kind if _computes_likelihoods(run) else INSTEAD.get(kind, kind)
 
 
 def _computes_likelihoods(run: Run) -> bool:
@@ -296,16 +301,32 @@ def _computes_likelihoods(run: Run) -> bool:
     return platforms.of(run.record).platform == "local"
 
 
-def check_measure(run: Run, reporter: Reporter) -> None:
-    """Before anything is trained: a scorer is tried on a right answer, and another measure than asked for is said.
+def evaluated_by(run: Run, path: Path) -> Run:
+    """The run with the table [evaluate] of another run file. Raises InvalidInput with what is wrong with it."""
+    other = runfile.load(runfile.find(path))
+    file = run.file.model_copy(update={"evaluate": other.evaluate})
+    if problems := checks.check_measurable(file):
+        raise InvalidInput.of(problems)
+    return replace(run, file=file)
 
-    Raises InvalidInput where the scorer does not work.
+
+def require_trained(client: RunClient) -> None:
+    """Raises InvalidInput where the run has no artifact yet."""
+    if not _has_trained(client):
+        run_id = client.record.id
+        raise InvalidInput(f"run {run_id} is not trained yet", hint=f"harness run {run_id} trains it, too")
+
+
+def check_measure(run: Run, reporter: Reporter) -> None:
+    """Before anything is trained: scorer or library is tried on a right answer, another measure than asked is said.
+
+    Raises InvalidInput where the scorer does not work, MissingPrerequisite where a library is not there.
     """
     kind = _measure_of(run)
     if kind != run.file.measure:
         why = "an endpoint on Inferentia computes no log probabilities of a prompt"
         reporter.say(f'measure "{kind}" instead of "{run.file.measure}": {why}')
-    if kind == "scorer":
+    if kind == "scorer" or kind in evaluate.TEXTUAL:
         row = _held_out(run, reporter)[0]
         evaluate.score(kind, [row], [row.answer], evaluate.given(run.file))
 
@@ -317,16 +338,22 @@ def _held_out(run: Run, reporter: Reporter) -> list[HeldOut]:
 
 def _ask_all(
     run: Run, client: RunClient, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter
-) -> list[str]:
-    answers: list[str] = []
+) -> list[Any]:
+    """The answers in the rows' order: texts, or of perplexity (log-likelihood, tokens)."""
+    answers: list[Any] = []
     words = list((run.file.data.labels or {}).values())
-    likely, tokens = _measure_of(run) == "label_likelihood", evaluate.max_new_tokens(run.file)
-    size = max(ASK_BATCH // len(words), 1) if likely else ASK_BATCH
+    kind, tokens = _measure_of(run), evaluate.max_new_tokens(run.file)
+    each = {"label_likelihood": len(words), "perplexity": 2}.get(kind, 1)
+    size = max(ASK_BATCH // each, 1)
     for start_at in range(0, len(rows), size):
-        prompts = [row.prompt for row in rows[start_at : start_at + size]]
-        if likely:
+        asked = rows[start_at : start_at + size]
+        prompts = [row.prompt for row in asked]
+        if kind == "label_likelihood":
             found = client.invoke(endpoint, invoke.likelihood_request(prompts, words))
             answers += [words[each.index(max(each))] for each in invoke.likelihoods(found, prompts, words)]
+        elif kind == "perplexity":
+            body = invoke.completion_request(prompts, [row.answer for row in asked])
+            answers += invoke.completion_likelihoods(client.invoke(endpoint, body), len(asked))
         else:
             answers += invoke.texts(client.invoke(endpoint, invoke.request(prompts, max_new_tokens=tokens)))
         reporter.progress(f"asking the {which} model", len(answers), len(rows))

@@ -113,7 +113,20 @@ class Compute(_Strict):
 class Evaluate(_Strict):
     """[evaluate]: how the answers to the test channel are measured, through the endpoint."""
 
-    measure: Literal["label", "label_likelihood", "exact_match", "regex", "json", "scorer"] | None = None
+    measure: (
+        Literal[
+            "label",
+            "label_likelihood",
+            "exact_match",
+            "rouge_l",
+            "chrf",
+            "perplexity",
+            "regex",
+            "json",
+            "scorer",
+        ]
+        | None
+    ) = None
     """Without it "label" where data.labels is given, else "exact_match" (docs/your-data.md has them all)."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Tokens of an answer at most: 4 for labels, else 64."""

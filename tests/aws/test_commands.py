@@ -87,6 +87,30 @@ def test_a_killed_verb_leaves_the_job_which_is_followed_again(harness: Commands)
     assert harness("down", run_id).stdout == "nothing to delete\n"
 
 
+def test_a_run_is_measured_again_by_another_measure(harness: Commands) -> None:
+    refusal = harness("evaluate", harness.newest("slow"))
+    assert refusal.returncode == 3
+    assert "is not trained yet" in refusal.stderr
+    done = harness("run", "tiny.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout)
+    run_id = first["run"]
+    other = (harness.folder / "tiny.toml").read_text() + '\n[evaluate]\nmeasure = "perplexity"\n'
+    (harness.folder / "other.toml").write_text(other)
+    done = harness("evaluate", run_id, "--by", "other.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["score"]["measure"], result["score"]["rows"]) == ("perplexity", first["score"]["rows"])
+    assert result["score"]["over_base_ci95"][0] > 0, "it has learned its answers"
+    assert "nats a token" in result["verdict"]
+    assert harness.created(run_id)[run_id] == 1, "nothing was trained"
+    assert "nats a token" in (harness.record(run_id) / "report.html").read_text()
+    assert harness.shown(run_id)["score"] == result["score"]["tuned"]
+    again = harness("evaluate", run_id)
+    assert again.returncode == 0, again.stderr
+    assert first["score"]["measure"] in again.stdout
+
+
 def test_a_job_that_nobody_follows_comes_to_its_end_and_its_log_is_whole(harness: Commands) -> None:
     killed(harness.started("run", "tiny.toml", until="Training"))
     run_id = harness.newest("tiny")

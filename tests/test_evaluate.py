@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import EndpointFailed, InvalidInput, MissingPrerequisite
-from harness.run import evaluate, invoke, report
+from harness.record import Record
+from harness.run import compare, evaluate, invoke, report
 from harness.run.evaluate import Given, HeldOut, Score, parse_answer
 
 LABELS = ["Yes", "No"]
@@ -247,9 +248,39 @@ def test_the_report_is_self_contained_and_escapes_what_models_say() -> None:
     assert page.links == []
     assert "80.0 %" in text
     assert "+30.0" in text
-    assert text.count("<polyline") == 1
+    assert text.count("<svg") == 1
 
 
-def test_a_curve_needs_two_points() -> None:
-    assert report.curve([(1, 1.0)])["line"] == ""
-    assert report.curve([(1, 2.0), (2, 1.0)])["line"].count(",") == 2
+def test_a_curve_needs_two_points_and_has_no_script() -> None:
+    assert report.loss_curves({"a": [{"step": 1, "loss": 1.0}]}) == ""
+    image = report.loss_curves({"a": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], "<b>": []})
+    assert image.startswith("<svg")
+    assert "script" not in image
+
+
+def compared(name: str, tuned: float, rate: str) -> compare.Measured:
+    score = {"measure": "exact_match", "rows": 10, "base": 0.1, "tuned": tuned}
+    prompts = [{"prompt": "2 + 2 =", "right": "4", "base": "", "tuned": f" {name}</td>", "value": 1.0}]
+    result = {"run": name, "score": score, "prompts": prompts, "seconds": {"train": 3.0}, "peak_rss_mb": 5}
+    result |= {"verdict": "better", "versions": {"torch": "2", "peft": name}, "training": {"train_loss": 1.5}}
+    return compare.Measured(name, result, {"train.learning_rate": rate, "name": "x"}, [])
+
+
+def test_runs_beside_each_other_show_what_differs() -> None:
+    runs = [compared("a", 0.5, "0.1"), compared("b", 0.75, "0.2")]
+    found = {table.title: {row[0]: row[1:] for row in table.rows} for table in compare.tables(runs)}
+    assert found["result"]["after fine-tuning"] == ("50.0 %", "75.0 %")
+    assert found["result"]["always the most frequent answer"] == ("-", "-")
+    assert found["settings that differ"] == {"train.learning_rate": ("0.1", "0.2")}
+    assert found["versions that differ"] == {"peft": ("a", "b")}
+    assert found["time and memory"]["train, s"] == ("3", "3")
+    assert compare.examples(runs) == [("2 + 2 =", "4", "a</td>", "b</td>")]
+    page = compare.html(runs)
+    assert "a&lt;/td&gt;" in page
+    assert "Settings that differ" in page
+
+
+def test_what_is_compared_has_a_result(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="has no result yet"):
+        compare.read(Record("r", tmp_path))

@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
-VERBS += (endpoints.proxy, runs.evaluate)
+VERBS += (endpoints.proxy, runs.evaluate, runs.compare)
 VERBS += (runs.ps, runs.logs, cleanup.down, runs.schema)
 VERBS += (rules.lint, rules.rules, rules.prices)
 VERBS += (

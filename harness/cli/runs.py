@@ -200,6 +200,36 @@ def evaluate(
     _show_result(asked.record.path, result, json)
 
 
+def compare(
+    run_id: Annotated[
+        list[str],
+        typer.Argument(help="Two runs or more, by id or its beginning.", metavar="RUN RUN…", autocompletion=run_ids),
+    ],
+    json: JsonFlag = False,
+) -> None:
+    """Put runs beside each other: results, time, memory, the settings that differ; also as a page."""
+    import json as encoder
+
+    from harness import record as records
+    from harness.errors import InvalidInput
+    from harness.files import write_text
+    from harness.paths import runs_dir
+    from harness.run import compare as comparison
+
+    if len(set(run_id)) < 2:
+        raise InvalidInput("a comparison needs two runs", hint="harness ps lists them")
+    runs = [comparison.read(records.find(one)) for one in dict.fromkeys(run_id)]
+    tables = comparison.tables(runs)
+    if json:
+        shown = {table.title: {row[0]: list(row[1:]) for row in table.rows} for table in tables}
+        output.out(encoder.dumps({"runs": [run.id for run in runs], **shown}, indent=2))
+        return
+    for table in tables:
+        if table.rows:
+            output.table(table.title, list(table.rows), ("", *(run.id for run in runs)))
+    output.out(f"page: {write_text(runs_dir() / 'compare.html', comparison.html(runs))}")
+
+
 def train(
     run_file: StartArg,
     platform: PlatformFlag = "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -68,9 +69,6 @@ def tree_rss_mb(roots: Iterable[int]) -> float:
     return total / 1e6
 
 
-WIDTH, HEIGHT, PAD = 640, 220, 44
-
-
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl; none where there is no such file."""
     try:
@@ -82,36 +80,73 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def html(result: dict[str, Any], metrics: list[dict[str, float]]) -> str:
     """The page. Every text is escaped by the template engine."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    env = Environment(loader=PackageLoader("harness", ""), autoescape=True, undefined=StrictUndefined)
-    points = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
     measure = result["score"]["measure"]
-    return env.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         result=result,
-        curve=curve(points),
+        curve=loss_curves({"training": metrics}),
         evaluation=[r for r in metrics if "eval_loss" in r],
         shown=shown_of(measure),
         unit=unit_of(measure),
     )
+    return str(page)
 
 
-def curve(points: list[tuple[float, float]]) -> dict[str, Any]:
-    """The loss curve as SVG coordinates: a polyline, and ticks as (position, label)."""
-    if len(points) < 2:
-        return {"line": "", "x": [], "y": []}
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    top = max(ys) * 1.05 or 1.0
-    right = max(xs)
+def template(name: str) -> Any:
+    """A page of the package; a name that it does not get is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    def x(value: float) -> float:
-        return round(PAD + (WIDTH - 2 * PAD) * value / right, 1)
+    return Environment(loader=PackageLoader("harness", ""), autoescape=True, undefined=StrictUndefined).get_template(
+        name
+    )
 
-    def y(value: float) -> float:
-        return round(HEIGHT - PAD + (2 * PAD - HEIGHT) * value / top, 1)
 
-    return {
-        "line": " ".join(f"{x(a)},{y(b)}" for a, b in points),
-        "x": [(x(right * i / 4), f"{right * i / 4:.0f}") for i in range(5)],
-        "y": [(y(top * i / 4), f"{top * i / 4:.2f}") for i in range(5)],
-    }
+# Of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/): told apart by colour-blind readers, on white and black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def loss_curves(runs: dict[str, list[dict[str, float]]]) -> str:
+    """Training losses by step as an SVG without scripts, with the page's ink; "" where there are none."""
+    import pygal
+    from pygal.style import Style
+
+    # pygal 3.1 leaves a finder for its plugins, of a kind that Python 3.11 warns of at each later import.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
+    series = {name: [(r["step"], r["loss"]) for r in metrics if "loss" in r] for name, metrics in runs.items()}
+    series = {name: points for name, points in series.items() if len(points) > 1}
+    if not series:
+        return ""
+    style = Style(
+        background="transparent",
+        plot_background="transparent",
+        foreground="var(--soft)",
+        foreground_strong="var(--ink)",
+        foreground_subtle="var(--line)",
+        colors=COLOURS,
+        font_family="system-ui, sans-serif",
+    )
+    chart = pygal.XY(
+        style=style,
+        js=(),
+        width=720,
+        height=280,
+        show_dots=False,
+        stroke_style={"width": 2},
+        x_title="step",
+        range=(0, 1.05 * max(loss for points in series.values() for _, loss in points)),
+        legend_at_bottom=True,
+        show_legend=len(series) > 1,
+    )
+    chart.uuid = "loss"
+    chart.add_xml_filter(_without_scripts)
+    for name, points in series.items():
+        chart.add(name, points)
+    return str(chart.render(is_unicode=True, disable_xml_declaration=True))
+
+
+def _without_scripts(root: Any) -> Any:
+    """pygal puts its configuration into the image as a script, for tooltips that we do not have."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if str(child.tag).rpartition("}")[2] == "script":
+                parent.remove(child)
+    return root

@@ -58,7 +58,7 @@ class Free:
         self.count += 1
         return self.rows[self.count % 4][: len(step.sampled)]
 
-    def forward_all(self, tokens: tuple[int, ...]) -> np.ndarray:
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[np.ndarray]:
         raise NotImplementedError
 
 

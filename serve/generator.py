@@ -17,6 +17,9 @@ from serve.request import Answer, Piece, Request, TokenLogprob
 from serve.scheduler import Scheduler, Sequence
 from serve.text import Text, decoder
 
+MEASURED = 512
+"""Tokens of prompts whose log probabilities are computed at once: more take no less time each, and a row of logits in
+fp32 has the vocabulary's size."""
 QUEUE = 256
 """Sequences that may wait for a slot. At 32 slots and a second an answer that is 8 s of waiting; more would only
 time out."""
@@ -150,8 +153,7 @@ class Generator:
         try:
             logits = self.engine.forward(step)
             # Before the choice, which adjusts them.
-            for job, row in zip(jobs, logits):  # noqa: B905 (3.10)
-                self._measure(job, row)
+            self._measure(jobs)
             raw = {i: logits[i].copy() for i, job in enumerate(jobs) if job.request.parameters.logprobs is not None}
             tokens = sampling.choose(logits, [job.sampler for job in jobs])
         except Exception as error:  # noqa: BLE001 (the step's sequences fail; the others go on)
@@ -174,18 +176,18 @@ class Generator:
         self.jobs.pop(job.sequence, None)
         self.scheduler.release(job.sequence)
 
-    def _measure(self, job: Job, row: sampling.Logits) -> None:
-        """The prompt's own log probabilities, when its first token is about to be chosen."""
-        if not job.request.parameters.prompt_logprobs or job.prompt_logprobs:
-            return
-        prompt = job.sequence.prompt
-        top = job.request.parameters.logprobs or 0
-        first = TokenLogprob(prompt[0], self._decode((prompt[0],)), None)
-        rows = self.engine.forward_all(prompt) if len(prompt) > 1 else row[None]
-        job.prompt_logprobs = (
-            first,
-            *(self._logprob(rows[i], token, top) for i, token in enumerate(prompt[1:])),
-        )
+    def _measure(self, jobs: list[Job]) -> None:
+        """The prompts' own log probabilities, when the first token is about to be chosen; many prompts at once."""
+        asked = [job for job in jobs if job.request.parameters.prompt_logprobs and not job.prompt_logprobs]
+        while asked:
+            count = _together([len(job.sequence.prompt) for job in asked])
+            some, asked = asked[:count], asked[count:]
+            for job, rows in zip(some, self.engine.forward_all([job.sequence.prompt for job in some])):  # noqa: B905
+                prompt, top = job.sequence.prompt, job.request.parameters.logprobs or 0
+                job.prompt_logprobs = (
+                    TokenLogprob(prompt[0], self._decode((prompt[0],)), None),
+                    *(self._logprob(rows[i], token, top) for i, token in enumerate(prompt[1:])),
+                )
 
     def _logprob(self, row: sampling.Logits, token: int, top: int) -> TokenLogprob:
         logprob, best = sampling.logprobs(row, token, top)
@@ -250,3 +252,13 @@ def longest_token(tokenizer: object) -> int:
     """
     words = tokenizer.get_vocab()  # type: ignore[attr-defined]
     return max((len(word.encode("utf-8", "replace")) for word in words), default=1)
+
+
+def _together(sizes: list[int]) -> int:
+    """How many of the first are measured at once; one at least."""
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if total > MEASURED and count:
+            return count
+    return len(sizes)

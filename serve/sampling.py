@@ -176,7 +176,7 @@ def logprobs(row: Logits, token: int, top: int) -> tuple[float, list[tuple[int, 
     Of the model's own distribution: before penalties, bias and temperature, as vLLM and OpenAI report it.
     """
     largest = float(row.max())
-    total = largest + float(np.log(np.exp(row.astype(np.float64) - largest).sum()))
+    total = largest + float(np.log(np.exp(row - row.dtype.type(largest)).sum(dtype=np.float64)))
     best: list[tuple[int, float]] = []
     if top:
         among = np.argpartition(row, -top)[-top:] if top < len(row) else np.arange(len(row))

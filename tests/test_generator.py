@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from containers.drain import Stop
+from serve import generator as generator_module
 from serve.generator import Generator, Job
 from serve.metrics import Metrics
 from serve.protocols import Context, RequestError, parse
@@ -58,6 +59,7 @@ class Hashing:
         self.shapes, self.tokenizer, self.memory = shapes, Tokenizer(), Memory(shapes)
         self.breaks: Callable[[Step], None] = lambda _: None
         self.steps: list[Step] = []
+        self.measured: list[int] = []
 
     def forward(self, step: Step) -> np.ndarray:
         self.breaks(step)
@@ -66,8 +68,9 @@ class Hashing:
         rows = [logits(self.memory.slots[row.slot][: row.end]) for row in step.rows if row.sampled]
         return np.stack(rows) if rows else np.empty((0, END + 1), dtype=np.float32)
 
-    def forward_all(self, tokens: tuple[int, ...]) -> np.ndarray:
-        return np.stack([logits(list(tokens[: i + 1])) for i in range(len(tokens))])
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[np.ndarray]:
+        self.measured.append(len(prompts))
+        return [np.stack([logits(list(tokens[: i + 1])) for i in range(len(tokens))]) for tokens in prompts]
 
 
 def logits(tokens: list[int]) -> np.ndarray:
@@ -273,6 +276,20 @@ def test_log_probabilities_of_the_prompt_are_those_of_its_own_tokens(generator: 
     assert found[0].logprob is None
     row = logits([0, 1]).astype(float)
     assert found[2].logprob == pytest.approx(row[2] - np.log(np.exp(row).sum()), abs=1e-5)
+
+
+def test_prompts_are_measured_together_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator_module, "MEASURED", 10)
+    engine = Hashing(ENGINES["chunked"])
+    made = Generator(engine, Clock())
+    ask = Parameters(max_new_tokens=1, prompt_logprobs=True)
+    texts = ("abca", "abc", "abcabcabcabc")
+    jobs = made.submit(tuple(Request(text, ask) for text in texts), 1e9)
+    run(made)
+    assert engine.measured == [2, 1]
+    for text, job in zip(texts, jobs, strict=True):
+        assert job.answer is not None
+        assert [x.text for x in job.answer.prompt_logprobs] == list(text)
 
 
 # --- the rolling batch ----------------------------------------------------------------------------

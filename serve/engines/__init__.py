@@ -31,8 +31,8 @@ class Engine(Protocol):
         """Read the step's rows into their slots; logits (sampled rows, vocabulary) in the order of `step.sampled`."""
         ...
 
-    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
-        """Logits (tokens, vocabulary) of every position, computed beside the slots; costs a prompt's reading again.
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+        """Logits (tokens, vocabulary) of every position of each prompt, beside the slots: they are read once more.
 
         Raises NotImplementedError where `prompt_logprobs` is False.
         """

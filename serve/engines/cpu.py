@@ -47,8 +47,8 @@ class CpuEngine:
         found: NDArray[np.float32] = self.model.forward(step)
         return found
 
-    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.model.forward_all(tokens)
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = self.model.forward_all(prompts)
         return found
 
 
@@ -86,10 +86,9 @@ class Transformers:
         wanted = [logits.numpy() for row, logits in rows if row.sampled]
         return np.stack(wanted) if wanted else np.empty((0, self.model.config.vocab_size), dtype=np.float32)
 
-    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = self.model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
-        return found
+            return [self.model(torch.tensor([p]), use_cache=False).logits[0].float().numpy() for p in prompts]
 
     def _row(self, row: Row) -> Any:
         """Logits (vocabulary,) after a row's last token."""

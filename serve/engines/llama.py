@@ -245,12 +245,12 @@ class Llama:
                 return np.empty((0, len(self.embedding)), dtype=np.float32)
             return self._logits(hidden[wanted])
 
-    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
-        """Logits (tokens, vocabulary) of every position, without the slots' memory."""
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+        """Logits (tokens, vocabulary) of every position of each prompt, without the slots' memory."""
         with torch.inference_mode():
             sequence: Any = None
-            hidden = self._run([Row(sequence, -1, 0, list(tokens), True)])
-            return self._logits(hidden)
+            logits = self._logits(self._run([Row(sequence, -1, 0, list(tokens), True) for tokens in prompts]))
+            return np.split(logits, np.cumsum([len(tokens) for tokens in prompts])[:-1])
 
     def _logits(self, hidden: Tensor) -> NDArray[np.float32]:
         normed, count = _rms(hidden, self.norm, self.a.norm_eps, torch.float32), len(hidden)

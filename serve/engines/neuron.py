@@ -64,7 +64,7 @@ class NeuronEngine:
         found: NDArray[np.float32] = np.array(logits.float().numpy())
         return found
 
-    def forward_all(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+    def forward_all(self, prompts: list[tuple[int, ...]]) -> list[NDArray[np.float32]]:
         raise NotImplementedError("no graph for it")
 
 

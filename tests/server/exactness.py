@@ -48,7 +48,7 @@ def compare(folder: Path) -> dict[str, Any]:
             )
             whole = [*job.sequence.prompt, *job.sequence.generated]
             theirs = reference(torch.tensor([whole])).logits[0]
-        ours = torch.from_numpy(engine.forward_all(tuple(whole)))
+        ours = torch.from_numpy(engine.forward_all([tuple(whole)])[0])
         apart = max(apart, float((ours - theirs).abs().max() / theirs.abs().max()))
         if out[0, tokens.shape[1] :].tolist() != job.sequence.generated:
             different.append([job.request.text, out[0, tokens.shape[1] :].tolist(), job.sequence.generated])
@@ -76,7 +76,7 @@ def in_bf16(folder: Path) -> list[float]:
         with torch.inference_mode():
             wanted = exact(tokens).logits[0].argmax(-1)
             theirs = rounded(tokens).logits[0].argmax(-1)
-        mine = torch.from_numpy(ours.forward_all(tuple(tokens[0].tolist()))).argmax(-1)
+        mine = torch.from_numpy(ours.forward_all([tuple(tokens[0].tolist())])[0]).argmax(-1)
         equal += torch.tensor([(mine == wanted).float().mean(), (theirs == wanted).float().mean()])
     return [round(float(x) / 8, 4) for x in equal]
 
@@ -87,11 +87,11 @@ def rope_parameters(folder: Path) -> list[Any]:
     before = path.read_text()
     config = json.loads(before)
     with torch.inference_mode():
-        wanted = torch.from_numpy(cpu.load(folder, OPTIONS).forward_all((1, 2, 3, 4)))
+        wanted = torch.from_numpy(cpu.load(folder, OPTIONS).forward_all([(1, 2, 3, 4)])[0])
         theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling")
         path.write_text(json.dumps({**config, "rope_parameters": {**scaling, "rope_theta": theta}}))
         found: list[Any] = [
-            bool(torch.equal(torch.from_numpy(cpu.load(folder, OPTIONS).forward_all((1, 2, 3, 4))), wanted))
+            bool(torch.equal(torch.from_numpy(cpu.load(folder, OPTIONS).forward_all([(1, 2, 3, 4)])[0]), wanted))
         ]
         path.write_text(json.dumps({**config, "rope_parameters": {"rope_type": "yarn", "rope_theta": theta}}))
         try:

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from containers.rows import Row
 from harness.errors import EndpointFailed, InvalidInput, MissingPrerequisite
 from harness.record import Record
 from harness.run import compare, evaluate, invoke, report
-from harness.run.evaluate import Given, HeldOut, Score, parse_answer
+from harness.run.evaluate import Given, Score, parse_answer
+from harness.spec import heldout
+from harness.spec.heldout import HeldOut
 
 LABELS = ["Yes", "No"]
 
@@ -100,6 +103,47 @@ def test_a_completions_likelihood_is_of_what_the_prompt_alone_does_not_have() ->
     for answer in (b"[]", b"{}", json.dumps([prefill((1, None)), prefill((1, None))] * 2).encode()):
         with pytest.raises(EndpointFailed, match="no log probabilities"):
             invoke.completion_likelihoods(answer, 2)
+
+
+def row(values: dict[str, object]) -> Row:
+    return Row(Path("f"), "line 1", "messages", values)
+
+
+def turn(role: str, content: object = "hello") -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def test_a_chat_is_held_out_by_its_last_turn() -> None:
+    found = heldout.of(row({"messages": [turn("system", "be kind"), turn("user", "hi"), turn("assistant", "yes")]}))
+    assert found == HeldOut(
+        "system: be kind\nuser: hi",
+        "yes",
+        (turn("system", "be kind"), turn("user", "hi")),  # type: ignore[arg-type]
+    )
+    assert heldout.of(row({"prompt": "p", "completion": "c"})) == HeldOut("p", "c")
+    body = invoke.chat_request(found.messages, 24)
+    assert (body["messages"][1]["content"], body["max_tokens"], body["temperature"]) == ("hi", 24, 0)
+    answer = {"choices": [{"message": {"role": "assistant", "content": "yes"}}]}
+    assert invoke.chat_text(json.dumps(answer).encode()) == "yes"
+    for other in (b"", b"[]", b'{"choices": []}'):
+        with pytest.raises(EndpointFailed, match="no chat's"):
+            invoke.chat_text(other)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"text": "t"}, "needs prompt and completion, or messages"),
+        ({"messages": [turn("assistant")]}, "must be the assistant's"),
+        ({"messages": [turn("user"), turn("user")]}, "must be the assistant's"),
+        ({"messages": [turn("user"), turn("assistant", None)]}, "texts only"),
+        ({"messages": [turn("user"), turn("assistant")], "tools": [{}]}, "tools are not asked for"),
+    ],
+)
+def test_what_cannot_be_held_out_is_said(values: dict[str, object], says: str) -> None:
+    found = heldout.of(row(values))
+    assert isinstance(found, str)
+    assert says in found
 
 
 def scorer_file(folder: Path, body: str) -> Given:

@@ -12,6 +12,7 @@ from harness.errors import HarnessError, InvalidInput
 from harness.spec import checks, plan, runfile, service_model, stacks
 from harness.spec.profile import LOCAL
 from harness.spec.runfile import RunFile
+from tests import run_data
 
 READY = sorted((Path(__file__).parent.parent / "harness" / "runs").glob("*.toml"))
 SARCASM = next(p for p in READY if p.stem == "smollm2-sarcasm")
@@ -213,3 +214,16 @@ def test_a_credential_in_a_run_file_is_refused_without_being_repeated(tmp_path: 
     assert f"train.{name} is a credential" in said
     assert "[secrets]" in said
     assert "hf_abcdefghijk" not in said
+
+
+@pytest.mark.parametrize("name", ["smollm2-mail", "smollm2-weather"])
+def test_a_ready_made_file_brings_its_data_and_holds_others_out(name: str) -> None:
+    run = checks.load(runfile.find(Path(name)), stacks.get(stacks.DEFAULT), measured=True)
+    assert isinstance(run.data.train, str) and run.data.test is not None
+    trained, held_out = (
+        Path(file).read_text(encoding="utf-8").splitlines() for file in (run.data.train, run.data.test)
+    )
+    assert not set(trained) & set(held_out)
+    made = run_data.files()
+    for file, lines in ((run.data.train, trained), (run.data.test, held_out)):
+        assert made[Path(file).name].splitlines() == lines, "python -m tests.run_data"

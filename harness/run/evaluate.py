@@ -17,18 +17,12 @@ from pathlib import Path
 from containers.rows import Bad, Reading, RowsError, read
 from harness.errors import InvalidInput, MissingPrerequisite
 from harness.run import scorer
+from harness.spec import heldout
+from harness.spec.heldout import HeldOut
 from harness.spec.runfile import RunFile
 
 # Enough tokens for the longest label and a little chatter before it; more would only cost time.
 LABEL_TOKENS, TEXT_TOKENS = 4, 64
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One held-out example: the prompt, and the word that is right."""
-
-    prompt: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,10 @@ def read_rows(path: Path, reading: Reading | None = None) -> list[HeldOut]:
     held_out = []
     try:
         for row in read(path, reading):
-            if isinstance(row, Bad) or "completion" not in row.values:
-                why = row.what if isinstance(row, Bad) else f"it has {', '.join(row.values)}"
-                raise InvalidInput(f"{path} {row.where}: needs prompt and completion", why)
-            held_out.append(HeldOut(row.values["prompt"], row.values["completion"]))
+            found = row.what if isinstance(row, Bad) else heldout.of(row)
+            if isinstance(found, str):
+                raise InvalidInput(f"{path} {row.where}: {found}")
+            held_out.append(found)
     except RowsError as error:
         raise InvalidInput(str(error), hint=error.hint) from None
     return held_out

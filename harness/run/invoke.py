@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ def texts(answer: bytes) -> list[str]:
         return [str(row["generated_text"]) for row in (rows if isinstance(rows, list) else [rows])]
     except (ValueError, KeyError, TypeError):
         raise EndpointFailed("the endpoint's answer is not LMI's", answer[:200].decode(errors="replace")) from None
+
+
+def chat_request(messages: Sequence[dict[str, Any]], max_tokens: int) -> dict[str, Any]:
+    """The body of a chat, answered greedily: OpenAI's schema, whose own default would be to sample."""
+    return {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+
+
+def chat_text(answer: bytes) -> str:
+    """The text of a chat's answer. Raises EndpointFailed for anything else."""
+    try:
+        return str(json.loads(answer)["choices"][0]["message"]["content"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise EndpointFailed("the endpoint's answer is no chat's", answer[:200].decode(errors="replace")) from None
 
 
 def likelihood_request(prompts: list[str], words: list[str]) -> dict[str, Any]:

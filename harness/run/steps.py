@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,16 +21,18 @@ from harness.interrupts import repeated, shielded
 from harness.record import Record
 from harness.reporter import Reporter
 from harness.run import evaluate, inputs, invoke, platforms, report, spending
-from harness.run.evaluate import HeldOut, Score
+from harness.run.evaluate import Score
 from harness.run.platforms import DEFAULT, Target
 from harness.run.report import Meter
 from harness.sagemaker.client import RunClient
 from harness.sagemaker.endpoints import Endpoint
 from harness.spec import checks, plan as plans, runfile, stacks
+from harness.spec.heldout import HeldOut
 from harness.spec.plan import Deployment, Plan
 from harness.spec.runfile import RunFile
 
 ASK_BATCH = 16  # prompts a request: a batch that two cores answer in well under a second
+CHATS = 8  # that are asked at once: a chat is a request by itself, and the endpoint answers several together
 SHOWN_PROMPTS = 5
 TRAINED = "the model is trained"
 INSTEAD = {"label_likelihood": "label", "perplexity": "exact_match"}  # measures that need no log probabilities
@@ -354,6 +357,10 @@ def _ask_all(
         elif kind == "perplexity":
             body = invoke.completion_request(prompts, [row.answer for row in asked])
             answers += invoke.completion_likelihoods(client.invoke(endpoint, body), len(asked))
+        elif asked[0].messages:
+            bodies = [invoke.chat_request(row.messages, tokens) for row in asked]
+            with ThreadPoolExecutor(CHATS) as pool:
+                answers += pool.map(lambda body: invoke.chat_text(client.invoke(endpoint, body)), bodies)
         else:
             answers += invoke.texts(client.invoke(endpoint, invoke.request(prompts, max_new_tokens=tokens)))
         reporter.progress(f"asking the {which} model", len(answers), len(rows))

@@ -11,7 +11,7 @@ from containers.contract import RESERVED_ARGUMENTS
 from containers.model_dir import Finding
 from harness import assets
 from harness.errors import InvalidInput, Problem, did_you_mean
-from harness.spec import fit, runfile
+from harness.spec import fit, heldout, runfile
 from harness.spec.runfile import RunFile, Scalar
 from harness.spec.stacks import Stack, known_models, train_options
 from serve import options as serve_options
@@ -100,21 +100,31 @@ def _sources(run: RunFile, channel: str) -> list[str]:
     return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
+OF_PROMPTS = ("label_likelihood", "perplexity")  # measures of texts that are put together here, without a template
+
+
+def _held_out_problem(row: rows.Row, run: RunFile) -> str | None:
+    """Why a row cannot be measured as the run file says."""
+    found, words = heldout.of(row), {word.strip() for word in (run.data.labels or {}).values()}
+    if isinstance(found, str):
+        return found
+    if found.messages and run.measure in OF_PROMPTS:
+        return f'evaluate.measure = "{run.measure}" needs prompt and completion, not a chat'
+    if words and found.answer.strip() not in words:
+        return f"completion {found.answer[:40]!r} is none of the labels ({', '.join(sorted(words))})"
+    return None
+
+
 def _row_problems(
     sources: list[Path], channel: str, run: RunFile, reading: rows.Reading
 ) -> Iterator[tuple[Path, Problem]]:
-    words = {word.strip() for word in (run.data.labels or {}).values()}
     try:
         for row in rows.read(sources, reading):
             where = f"{row.file} {row.where}".rstrip()
             if isinstance(row, rows.Bad):
                 yield row.file, Problem(f"{where}: {row.what}", hint=row.hint)
-            elif channel == "test" and "completion" not in row.values:
-                yield row.file, Problem(f"{where}: the test channel needs prompt and completion")
-            elif channel == "test" and words and row.values["completion"].strip() not in words:
-                told = ", ".join(sorted(words))
-                said = row.values["completion"][:40]
-                yield row.file, Problem(f"{where}: completion {said!r} is none of the labels ({told})")
+            elif channel == "test" and (problem := _held_out_problem(row, run)):
+                yield row.file, Problem(f"{where}: {problem}")
     except rows.RowsError as error:
         yield Path(), Problem(f"data.{channel} = {error}", hint=error.hint)
 

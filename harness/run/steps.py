@@ -267,7 +267,8 @@ def measure(
                 if answers is None:
                     with meter.phase(f"evaluate_{which}"):
                         answers = _ask_all(run, client, endpoint, rows, which, reporter)
-                    run.record.write_json(f"answers-{which}.json", answers)
+                    if not anew:  # they are the run's own measure's
+                        run.record.write_json(f"answers-{which}.json", answers)
             except Refused:
                 stays = not client.local  # a call was refused: that says nothing about the endpoint
                 raise
@@ -323,14 +324,19 @@ def require_trained(client: RunClient) -> None:
 def check_measure(run: Run, reporter: Reporter) -> None:
     """Before anything is trained: scorer or library is tried on a right answer, another measure than asked is said.
 
-    Raises InvalidInput where the scorer does not work, MissingPrerequisite where a library is not there.
+    Raises InvalidInput where the scorer does not work or the rows are of another kind, MissingPrerequisite where a
+    library is not there.
     """
     kind = _measure_of(run)
     if kind != run.file.measure:
         why = "an endpoint on Inferentia computes no log probabilities of a prompt"
         reporter.say(f'measure "{kind}" instead of "{run.file.measure}": {why}')
-    if kind == "scorer" or kind in evaluate.TEXTUAL:
-        row = _held_out(run, reporter)[0]
+    if kind not in ("scorer", *evaluate.TEXTUAL, *checks.OF_PROMPTS):
+        return
+    row = _held_out(run, reporter)[0]
+    if row.messages and kind in checks.OF_PROMPTS:
+        raise InvalidInput(f'evaluate.measure = "{kind}" needs prompt and completion, and the test file has chats')
+    if kind not in checks.OF_PROMPTS:
         evaluate.score(kind, [row], [row.answer], evaluate.given(run.file))
 
 

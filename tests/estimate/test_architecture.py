@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from harness.errors import InvalidInput
-from harness.estimate import hardware, models
+from harness.estimate import models
 from harness.estimate.architecture import FAMILIES, from_config
-from harness.spec import instances
 
 TINY = {
     "model_type": "llama",
@@ -100,10 +99,3 @@ def test_a_directory_with_a_config(tmp_path: Path) -> None:
     found = models.architecture_of(str(tmp_path))
     assert found is not None
     assert found[0].layers == 2
-
-
-def test_the_instances_that_the_plan_knows_are_those_of_the_estimator() -> None:
-    for name, cores in instances.CORES.items():
-        found = hardware.find(name)
-        assert found is not None
-        assert found.cores == cores

@@ -49,10 +49,18 @@ def test_a_failure_is_raised_when_all_have_ended(tmp_path: Path, capfd: pytest.C
 
 
 def test_an_interruption_ends_all() -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    begin = time.monotonic()
+    sleep = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"]
+
+    def sleeping() -> list[psutil.Process]:
+        return [p for p in psutil.Process().children() if sleep[-1] in p.cmdline()]
+
+    def interrupt() -> None:
+        while len(sleeping()) < 2:  # while they are being started it would find Popen in the middle
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         shell.show_all([sleep, sleep])
-    assert time.monotonic() - begin < 30
-    assert not [p for p in psutil.Process().children() if "time.sleep(60)" in p.cmdline()]
+    assert not sleeping()

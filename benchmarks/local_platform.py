@@ -1,14 +1,16 @@
 """What the local SageMaker costs: a short run by it, against the direct call that it has replaced.
 
     make setup && .venv/bin/python benchmarks/local_platform.py
+    .venv/bin/python benchmarks/local_platform.py --whole           the whole demo instead of 160 rows
     .venv/bin/python benchmarks/local_platform.py --tiny --json     a tiny model: seconds of work, the same steps
 
 Up to commit f45fbf9 the default was a direct call: one process which started the containers itself. Here each run
 goes through boto3, a server process that is started for it and stopped after it, uploads to S3, the artifact's
-archive unpacked again for the endpoint. Both arms have the same run file (the demo with 160 training rows), seed,
-machine and environments; that commit is checked out into a directory that is deleted afterwards. Arms alternate, each
-call is timed from outside, medians are compared. The trainer's loop and the model's answers stand by themselves:
-there the processor's load decides. Beside other work only the difference means something, and that little.
+archive unpacked again for the endpoint. Both arms have the same run file (the demo, with 160 training rows or all of
+them), seed, machine and environments; that commit is checked out into a directory that is deleted afterwards. Arms
+alternate, each call is timed from outside, medians are compared. The trainer's loop and the model's answers stand by
+themselves: there the processor's load decides. Beside other work only the difference means something, and that
+little.
 
 Then a server's memory: resident when nothing has been asked of it yet, and after a run by it.
 """
@@ -60,13 +62,15 @@ def checkout(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
-def short_demo(folder: Path) -> Path:
-    """The demo's run file with few training rows; model and data are fetched, so that no arm pays for it."""
+def demo(folder: Path, rows: int | None) -> Path:
+    """The demo's run file, with `rows` training rows or its own; model and data are fetched before."""
     models.directory(assets.MODELS["smollm2-135m-instruct"], CACHE, print)
     datasets.examples(assets.DATA_SETS["sarcasm"], CACHE, print)
-    text, changed = re.subn(r"train = \d+", f"train = {ROWS}", DEMO.read_text(encoding="utf-8"))
-    assert changed == 1, "the demo's [data] examples"
-    path = folder / "short.toml"
+    text = DEMO.read_text(encoding="utf-8")
+    if rows:
+        text, changed = re.subn(r"train = \d+", f"train = {rows}", text)
+        assert changed == 1, "the demo's [data] examples"
+    path = folder / "demo.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -120,11 +124,14 @@ def memory(run_file: Path, folder: Path) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model instead of the demo's")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--tiny", action="store_true", help="a tiny model instead of the demo's")
+    size.add_argument("--whole", action="store_true", help="every row of the demo")
     parser.add_argument("--json", action="store_true", help="print figures and ratios for a script")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="local-platform-") as scratch, checkout(DIRECT_CALL) as before:
-        run_file = (tiny_demo if args.tiny else short_demo)(Path(scratch))
+        folder = Path(scratch)
+        run_file = tiny_demo(folder) if args.tiny else demo(folder, None if args.whole else ROWS)
         arms = {"direct": before, "local": ROOT}
         found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
         for number in range(args.rounds):

@@ -12,7 +12,7 @@ SETUP := $(PYTHON) -m harness.bootstrap
 # share servers, so one process runs them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: ui test-ui soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ demo: ## fine-tune SmolLM2-135M, serve it, measure what it learned; EXECUTOR=doc
 	@[ "$(EXECUTOR)" != docker ] || $(PY) -m harness build --stand-in
 	@$(PY) -m harness run harness/runs/smollm2-sarcasm.toml
 
+ui: ## the page of `harness ui`: runs, curves, a chat, plans
+	@$(SETUP) harness ui
+	@.venv-ui/bin/harness ui
+
 check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, generated files
 	@$(SETUP) harness train
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -36,7 +40,7 @@ check: ## ruff, mypy, import directions, Python 3.10 syntax in the images, gener
 
 test: ## all tests that need no Docker: the fast tier, then the chain through the real server
 	@$(SETUP) harness train serve djl
-	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not aws and not wheel"
+	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron and not aws and not wheel and not ui"
 
 test-images: ## build, push and pull the images, and run them: needs Docker, debootstrap (or DEBIAN_IMAGE), docker-registry
 	@$(SETUP) harness train djl
@@ -48,10 +52,15 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 
 # Those that need Docker share images and the engine, so one process runs them, beside the others.
 test-all: test ## every test there is, each once: needs what test-images needs
-	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3
+	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3 ui
 	@$(PY) -m pytest -m docker > .cache/test-images.log 2>&1 & images=$$!; \
 	$(PY) -m pytest $(PARALLEL) -m "neuron or aws or wheel"; code=$$?; \
+	.venv-ui/bin/python -m pytest -m ui tests/ui || code=$$?; \
 	wait $$images || code=$$?; cat .cache/test-images.log; exit $$code
+
+test-ui: ## the page in a real browser: needs Debian's chromium, or one that CHROMIUM names
+	@$(SETUP) harness train serve djl ui
+	@.venv-ui/bin/python -m pytest -m ui tests/ui
 
 wheel: ## dist/neuron_harness-*.whl: the harness with everything that it needs at run time
 	@$(SETUP) harness

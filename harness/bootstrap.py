@@ -25,7 +25,7 @@ from harness.errors import HarnessError, MissingPrerequisite, Problem
 from harness.paths import CACHE, IN_CHECKOUT, PRODUCT, environment, python_of
 from harness.shell import run
 
-ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3")
+ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3", "ui")
 TORCH = "torch==2.13.0"
 LOCKS = PRODUCT / "locks"
 GIB = 1 << 30
@@ -192,7 +192,7 @@ def ensure_environment(name: str) -> None:
         _uv("venv", "--quiet", "--clear", "--python", python, str(folder))
     into = ["--quiet", "--python", str(python_of(name)), "--no-deps"]
     _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / f"{name}.txt"))
-    if name == "harness":
+    if name in ("harness", "ui"):
         _link_product(folder)
     elif name in ("train", "serve"):  # neuron has an older torch in its lock, the clients of AWS need none
         _install_torch(into)
@@ -256,9 +256,11 @@ def lock() -> None:
     links = ["--find-links", str(wheel.parent)] if wheel else []
     for name in ("bootstrap", *ENVIRONMENTS):
         target = str(LOCKS / f"{name}.txt")
-        source = (
-            [str(PRODUCT / "pyproject.toml"), "--extra", "dev"] if name == "harness" else [str(LOCKS / f"{name}.in")]
-        )
+        source = [] if name == "harness" else [str(LOCKS / f"{name}.in")]
+        if name in ("harness", "ui"):
+            source += [str(PRODUCT / "pyproject.toml"), "--extra", "dev" if name == "harness" else "ui"]
+        if name == "ui":  # what both have, both have in the same version
+            source += ["--constraints", str(LOCKS / "harness.txt")]
         without = NEURON_WITHOUT if name == "neuron" else ("torch",)
         words = [word for package in without for word in ("--no-emit-package", package)]
         _uv(*common, *links, *words, *source, "-o", target)

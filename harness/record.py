@@ -32,6 +32,14 @@ def new_id(name: str, now: datetime | None = None) -> str:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """A command that works on a run."""
+
+    verb: str
+    pid: int
+
+
+@dataclass(frozen=True)
 class Record:
     """One run's directory. Everything in it is plain files."""
 
@@ -90,6 +98,22 @@ class Record:
             handle.write(f"`harness {verb}` (process {os.getpid()})")
             handle.flush()
             yield
+
+    def holder(self) -> Holder | None:
+        """Who holds the run; None where nobody does. It takes no lock, so it is in nobody's way."""
+        import psutil
+
+        lock = self.path / "lock"
+        try:
+            match = re.fullmatch(r"`harness ([a-z]+)` \(process (\d+)\)", lock.read_text(encoding="utf-8").strip())
+            if match is None:
+                return None
+            process = psutil.Process(int(match[2]))
+            # A process that is younger than the lock has the number of one that has ended.
+            alive = process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= lock.stat().st_mtime + 1
+        except (FileNotFoundError, psutil.Error):
+            return None
+        return Holder(match[1], process.pid) if alive else None
 
     def note(self, event: str, **details: Any) -> None:
         """Append one line to the ledger, on disk before this returns."""

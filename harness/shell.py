@@ -18,6 +18,9 @@ from pathlib import Path
 
 from harness.errors import MissingPrerequisite
 
+Child = subprocess.Popen[bytes]
+"""What `detach` has started."""
+
 
 def run(
     argv: Sequence[str | os.PathLike[str]],
@@ -122,7 +125,7 @@ def _show_lines(child: subprocess.Popen[str]) -> list[str]:
     return list(last)
 
 
-def detach(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def detach(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Child:
     """Start a server that outlives this process: in a session of its own, its output added to `log`."""
     with log.open("ab") as handle:
         child = subprocess.Popen(
@@ -143,4 +146,4 @@ def reap() -> None:
     _detached[:] = [child for child in _detached if child.poll() is None]
 
 
-_detached: list[subprocess.Popen[bytes]] = []  # kept, because a Popen that is dropped complains about a living child
+_detached: list[Child] = []  # kept, because a Popen that is dropped complains about a living child

@@ -20,6 +20,7 @@ ONLY_IN = {
     "optimum": ("train/devices/neuron.py",),
     "transformers_neuronx": ("serve/engines/neuron.py",),
     "djl_python": ("serve/model.py",),
+    "nicegui": ("harness/ui/pages.py", "harness/ui/server.py"),
 }
 
 

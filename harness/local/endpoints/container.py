@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import psutil
@@ -41,6 +42,9 @@ class Endpoint:
 
 
 Ping = Callable[[Endpoint], bool]
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+FIRST_PORT = 10240  # above the ports that well-known servers have
+TRIES = 100  # almost all are free; at random, so that two servers on one machine do not meet
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,24 @@ def load_model_data(source: dict[str, Any], store: ObjectStore, target: Path) ->
 
 
 def free_port() -> int:
-    """A port on loopback that nothing listens on now."""
-    with socket.socket() as probe:
+    """A port on loopback that nothing listens on now.
+
+    From below the range out of which the kernel serves connections and `bind(0)`: a container begins to listen
+    seconds later, and on a busy machine some process's connection had the port by then.
+    """
+    try:
+        above = int(EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        above = 32768  # Linux's default
+    candidates = range(FIRST_PORT, above)
+    for port in SystemRandom().sample(candidates, min(len(candidates), TRIES)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    with socket.socket() as probe:  # a machine whose range begins at 1024 has no others
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 

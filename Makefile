@@ -12,7 +12,7 @@ SETUP := $(PYTHON) -m harness.bootstrap
 # share servers, so one process runs them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: ui test-ui soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
+.PHONY: ui test-ui site soak wheel test-wheel mutants test-aws aws-transcripts test-chaos help setup check test test-all test-images test-neuron test-fast verify-dlc kill-matrix demo lock generated clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,7 +52,8 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 
 # Those that need Docker share images and the engine, so one process runs them, beside the others.
 test-all: test ## every test there is, each once: needs what test-images needs
-	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3 ui
+	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3 ui docs
+	@$(MAKE) --no-print-directory site
 	@$(PY) -m pytest -m docker > .cache/test-images.log 2>&1 & images=$$!; \
 	$(PY) -m pytest $(PARALLEL) -m "neuron or aws or wheel"; code=$$?; \
 	.venv-ui/bin/python -m pytest -m ui tests/ui || code=$$?; \
@@ -61,6 +62,10 @@ test-all: test ## every test there is, each once: needs what test-images needs
 test-ui: ## the page in a real browser: needs Debian's chromium, or one that CHROMIUM names
 	@$(SETUP) harness train serve djl ui
 	@.venv-ui/bin/python -m pytest -m ui tests/ui
+
+site: ## docs/ as pages in site/, with every link checked
+	@$(SETUP) harness docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict --clean
 
 wheel: ## dist/neuron_harness-*.whl: the harness with everything that it needs at run time
 	@$(SETUP) harness

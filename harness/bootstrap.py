@@ -25,7 +25,7 @@ from harness.errors import HarnessError, MissingPrerequisite, Problem
 from harness.paths import CACHE, IN_CHECKOUT, PRODUCT, environment, python_of
 from harness.shell import run
 
-ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3", "ui")
+ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3", "ui", "docs")
 TORCH = "torch==2.13.0"
 LOCKS = PRODUCT / "locks"
 GIB = 1 << 30

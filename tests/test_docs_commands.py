@@ -19,7 +19,8 @@ from tests.test_readme import blocks
 
 DOCS = [
     "README.md",
-    *(f"docs/{n}.md" for n in ("quickstart", "aws", "images", "local-sagemaker", "neuron-host", "verify")),
+    *(f"docs/{n}.md" for n in ("chats-and-lora", "spot-and-clean-up", "ui")),
+    *(f"docs/{n}.md" for n in ("quickstart", "lab", "aws", "images", "local-sagemaker", "neuron-host", "verify")),
 ]
 
 

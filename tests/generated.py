@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tests import reference
+from tests import import_graph, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -246,6 +246,7 @@ FILES["docs/reference/versions.md"] = versions
 FILES["docs/reference/run-file.md"] = reference.run_file
 FILES["docs/reference/serving-options.md"] = reference.serving_options
 FILES["docs/reference/cli.md"] = reference.command_line
+FILES["docs/internals/import-graph.md"] = import_graph.page
 FILES["docs/limits.md"] = limits_page
 FILES["docs/reference/fit.md"] = fit
 FILES["docs/reference/lint-survey.md"] = survey

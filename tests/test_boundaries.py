@@ -10,6 +10,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests import import_graph
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harness", "containers", "train", "serve")
 # Package that is imported -> the only files that may. docs/internals/architecture.md says why.
@@ -97,3 +99,17 @@ def test_the_product_reads_no_file_of_its_tests_or_docs() -> None:
                     and isinstance(node.right, ast.Constant)
                 ):
                     assert node.right.value not in ("tests", "docs", "shared"), f"{path}:{node.lineno}"
+
+
+def test_the_architecture_page_has_the_layers_of_the_code(root: Path) -> None:
+    page = (root / "docs" / "internals" / "architecture.md").read_text(encoding="utf-8")
+    block = page.partition("```text layers\n")[2].partition("```")[0]
+    assert [layer.split(",") for layer in "".join(block.split()).split(">")] == import_graph.layers()
+
+
+def test_every_import_of_the_harness_goes_down() -> None:
+    level = {part: number for number, layer in enumerate(import_graph.layers()) for part in layer}
+    found = import_graph.imports()
+    assert set(level) | {*import_graph.IMAGES, "__main__"} == set(found)
+    up = {(part, o) for part, others in found.items() for o in others if level.get(o, 99) <= level.get(part, -1)}
+    assert up == set()

@@ -2,7 +2,7 @@
 
     sudo python -m tests.readme_chroot
 
-Root makes the chroot with debootstrap; what README says is done by a user without any rights. Settings of a mirror and
+Root makes the chroot with debootstrap; what README says is done by a user without any rights. A mirror's settings and
 WHEELS are handed on, nothing else. Writes docs/reference/readme-transcript.md: each command with its end and its
 seconds, and the time from `git clone` to the first answer of a tuned model. Half an hour, most of it `make test`.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +40,6 @@ CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 USER = 1000
 SHOWN = 30  # lines of a command's output
-SETUP = re.compile(r"^setup: |^Collecting |^downloading ", re.MULTILINE)
 
 
 def make(folder: Path) -> None:
@@ -59,23 +57,23 @@ def make(folder: Path) -> None:
         entry.unlink()  # the skeleton's files: an empty home is empty
     subprocess.run(["git", "clone", "--quiet", "--bare", ROOT, folder / "srv/neuron-harness.git"], check=True)
     os.chown(folder / "srv", USER, USER)
+    if wheels := os.environ.get("WHEELS"):
+        shutil.copytree(wheels, folder / "opt/wheels")
 
 
 @contextmanager
 def mounted(folder: Path) -> Iterator[None]:
-    """What a running system has besides files, and the directory that WHEELS names."""
-    wheels = os.environ.get("WHEELS")
-    pairs = [("/proc", "proc"), ("/dev", "dev"), ("/sys", "sys"), *([(wheels, "opt/wheels")] if wheels else [])]
+    """What a running system has besides files; nothing of this machine's own."""
     done: list[Path] = []
     try:
-        for source, target in pairs:
-            (folder / target).mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", "--rbind", "--make-rslave", source, folder / target], check=True)
-            done.append(folder / target)
+        for kind, target in (("proc", folder / "proc"), ("tmpfs", folder / "dev/shm")):
+            target.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "-t", kind, kind, target], check=True)
+            done.append(target)
         yield
     finally:
         for target in reversed(done):
-            subprocess.run(["umount", "--recursive", "--lazy", target], check=False)
+            subprocess.run(["umount", "--lazy", target], check=True)
 
 
 def in_chroot(folder: Path, line: str, where: str) -> tuple[int, str, float]:
@@ -132,7 +130,7 @@ def page(rows: list[tuple[str, int, str, float]], commit: str) -> str:
         f"chroot, a user without rights, an empty home directory; commit {commit}, {time.strftime('%Y-%m-%d')}, on"
     ]
     lines += [
-        f"{os.cpu_count()} cores with {memory:.0f} GiB. The load of the machine beside it: see the first lines.",
+        f"{os.cpu_count()} cores with {memory:.0f} GiB. Load before it: see the first line.",
         "",
     ]
     lines += [f"From `git clone` to the first answer of a tuned model that stays: **{whole:.0f} s**.", ""]
@@ -168,7 +166,7 @@ def main() -> int:
     if not failed:
         PAGE.write_text(page(rows, commit), encoding="utf-8")
         print(f"written: {PAGE.relative_to(ROOT)}")
-    if args.folder is None:
+    if args.folder is None and str(scratch) not in Path("/proc/self/mountinfo").read_text():
         shutil.rmtree(scratch)
     return 1 if failed else 0
 

@@ -21,7 +21,7 @@ def layers() -> list[list[str]]:
 
 
 def imports() -> dict[str, set[str]]:
-    """Part -> parts that it imports, inside functions too. A part is a package or module of harness/, or an image's."""
+    """Part -> parts that it imports, inside functions too. A part: a package or module of harness/, or an image's."""
     graph = grimp.build_graph("harness", *IMAGES, cache_dir=None)
     found: dict[str, set[str]] = {}
     for module in graph.modules:

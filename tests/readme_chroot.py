@@ -56,7 +56,7 @@ def make(folder: Path) -> None:
     for entry in home.iterdir():
         entry.unlink()  # the skeleton's files: an empty home is empty
     subprocess.run(["git", "clone", "--quiet", "--bare", ROOT, folder / "srv/neuron-harness.git"], check=True)
-    os.chown(folder / "srv", USER, USER)
+    subprocess.run(["chown", "-R", f"{USER}:{USER}", folder / "srv"], check=True)  # git asks for a known owner
     if wheels := os.environ.get("WHEELS"):
         shutil.copytree(wheels, folder / "opt/wheels")
 
@@ -83,7 +83,14 @@ def in_chroot(folder: Path, line: str, where: str) -> tuple[int, str, float]:
     environment |= {name: str(BUNDLE) for name in CERTIFICATES if name in os.environ}
     if os.environ.get("WHEELS"):
         environment["WHEELS"] = "/opt/wheels"
-    words = ["chroot", f"--userspec={USER}:{USER}", str(folder), "sh", "-c", f"cd {where} && {line}"]
+    words = [
+        shutil.which("chroot") or "chroot",
+        f"--userspec={USER}:{USER}",
+        str(folder),
+        "sh",
+        "-c",
+        f"cd {where} && {line}",
+    ]
     began = time.monotonic()
     done = subprocess.run(
         words,

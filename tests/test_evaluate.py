@@ -284,6 +284,9 @@ def test_the_report_is_self_contained_and_escapes_what_models_say() -> None:
         "peak_rss_mb": 1000,
         "versions": {"torch": "2"},
         "dtype": "fp32",
+        "latency": {"tuned": {"requests": 25, "p50": 0.25, "p95": 1.5}},
+        "tokens_per_second": 512.4,
+        "cost": f"job 60 s: {evil}",
     }
     page = Tags()
     text = report.html(result, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.1}])
@@ -292,7 +295,30 @@ def test_the_report_is_self_contained_and_escapes_what_models_say() -> None:
     assert page.links == []
     assert "80.0 %" in text
     assert "+30.0" in text
+    assert "0.25 s, 1.50 s" in text and ">512<" in text
     assert text.count("<svg") == 1
+
+
+def test_requests_are_timed_by_model_and_a_failed_one_is_none() -> None:
+    meter = report.Meter()
+    for which in ("base", "tuned", "tuned"):
+        with meter.request(which):
+            pass
+    with pytest.raises(ZeroDivisionError), meter.request("tuned"):
+        raise ZeroDivisionError
+    found = meter.latency()
+    assert {which: one["requests"] for which, one in found.items()} == {"base": 1, "tuned": 2}
+    assert all(0 <= one["p50"] <= one["p95"] for one in found.values())
+
+
+@pytest.mark.parametrize(("percent", "value"), [(0, 1), (50, 2), (95, 4), (100, 4)])
+def test_a_percentile_is_a_value_that_was_measured(percent: int, value: float) -> None:
+    assert report.percentile([4.0, 1.0, 3.0, 2.0], percent) == value
+
+
+def test_throughput_is_the_median_of_what_was_logged() -> None:
+    assert report.throughput([{"tokens_per_second": 5.0}, {"loss": 1.0}, {"tokens_per_second": 9.0}]) == 5.0
+    assert report.throughput([{"loss": 1.0}]) is None
 
 
 def test_a_curve_needs_two_points_and_has_no_script() -> None:
@@ -312,12 +338,14 @@ def compared(name: str, tuned: float, rate: str) -> compare.Measured:
 
 def test_runs_beside_each_other_show_what_differs() -> None:
     runs = [compared("a", 0.5, "0.1"), compared("b", 0.75, "0.2")]
+    runs[0].result["latency"] = {"tuned": {"requests": 25, "p50": 0.25, "p95": 1.5}}
     found = {table.title: {row[0]: row[1:] for row in table.rows} for table in compare.tables(runs)}
     assert found["result"]["after fine-tuning"] == ("50.0 %", "75.0 %")
     assert found["result"]["always the most frequent answer"] == ("-", "-")
     assert found["settings that differ"] == {"train.learning_rate": ("0.1", "0.2")}
     assert found["versions that differ"] == {"peft": ("a", "b")}
     assert found["time and memory"]["train, s"] == ("3", "3")
+    assert found["time and memory"]["request to the tuned model, s: 95th percentile"] == ("1.50", "-")
     assert compare.examples(runs) == [("2 + 2 =", "4", "a</td>", "b</td>")]
     page = compare.html(runs)
     assert "a&lt;/td&gt;" in page

@@ -80,8 +80,16 @@ RESULT: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 COST: dict[str, Callable[[dict[str, Any]], str]] = {
     "training itself, s": lambda result: _number(result.get("training", {}).get("seconds"), 0),
+    "training, tokens/s": lambda result: _number(result.get("tokens_per_second"), 0),
+    "request to the tuned model, s: median": lambda result: _latency(result, "p50"),
+    "request to the tuned model, s: 95th percentile": lambda result: _latency(result, "p95"),
+    "on AWS": lambda result: str(result.get("cost") or ABSENT),
     "peak memory, MB": lambda result: _number(result.get("peak_rss_mb"), 0),
 }
+
+
+def _latency(result: dict[str, Any], which: str) -> str:
+    return _number(result.get("latency", {}).get("tuned", {}).get(which), 2)
 
 
 def _number(value: Any, digits: int) -> str:

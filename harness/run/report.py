@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -27,6 +28,8 @@ class Meter:
         self.processes = processes
         self.seconds: dict[str, float] = {}
         self.peak_rss_mb = 0.0
+        self.requests: dict[str, list[float]] = {}
+        """Seconds of each request to a model's endpoint, by model; requests may overlap."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -49,10 +52,30 @@ class Meter:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
+    @contextmanager
+    def request(self, which: str) -> Iterator[None]:
+        """Adds the block's seconds to the requests of model `which`; one that fails is none."""
+        started = time.monotonic()
+        yield
+        self.requests.setdefault(which, []).append(time.monotonic() - started)
+
+    def latency(self) -> dict[str, dict[str, float]]:
+        """Of each model that was asked: how many requests, and their median and 95th percentile in seconds."""
+        return {
+            which: {"requests": len(found), "p50": percentile(found, 50), "p95": percentile(found, 95)}
+            for which, found in self.requests.items()
+        }
+
     def _sample(self) -> None:
         # Twice a second: memory peaks of training last for many steps.
         while not self._done.wait(0.5):
             self.peak_rss_mb = max(self.peak_rss_mb, tree_rss_mb((os.getpid(), *self.processes())))
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The nearest rank: a value that was measured, also of few."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
 
 
 def tree_rss_mb(roots: Iterable[int]) -> float:
@@ -76,6 +99,12 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.strip()]
+
+
+def throughput(metrics: Iterable[dict[str, float]]) -> float | None:
+    """Training's tokens a second without padding, the median of what was logged; None where nothing was."""
+    found = [row["tokens_per_second"] for row in metrics if "tokens_per_second" in row]
+    return percentile(found, 50) if found else None
 
 
 def html(result: dict[str, Any], metrics: list[dict[str, float]]) -> str:

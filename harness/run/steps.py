@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness.files import LineFollower
 from harness.interrupts import repeated, shielded
 from harness.record import Record
 from harness.reporter import Reporter
-from harness.run import evaluate, inputs, invoke, platforms, report, spending
+from harness.run import evaluate, forecast, inputs, invoke, platforms, report, spending
 from harness.run.evaluate import Score
 from harness.run.platforms import DEFAULT, Target
 from harness.run.report import Meter
@@ -266,7 +267,7 @@ def measure(
             try:
                 if answers is None:
                     with meter.phase(f"evaluate_{which}"):
-                        answers = _ask_all(run, client, endpoint, rows, which, reporter)
+                        answers = _ask_all(run, client, endpoint, rows, which, meter, reporter)
                     if not anew:  # they are the run's own measure's
                         run.record.write_json(f"answers-{which}.json", answers)
             except Refused:
@@ -346,9 +347,14 @@ def _held_out(run: Run, reporter: Reporter) -> list[HeldOut]:
 
 
 def _ask_all(
-    run: Run, client: RunClient, endpoint: Endpoint, rows: list[HeldOut], which: str, reporter: Reporter
+    run: Run, client: RunClient, endpoint: Endpoint, rows: list[HeldOut], which: str, meter: Meter, reporter: Reporter
 ) -> list[Any]:
     """The answers in the rows' order: texts, or of perplexity (log-likelihood, tokens)."""
+
+    def ask(body: dict[str, Any]) -> bytes:
+        with meter.request(which):
+            return client.invoke(endpoint, body)
+
     answers: list[Any] = []
     words = list((run.file.data.labels or {}).values())
     kind, tokens = _measure_of(run), evaluate.max_new_tokens(run.file)
@@ -358,17 +364,17 @@ def _ask_all(
         asked = rows[start_at : start_at + size]
         prompts = [row.prompt for row in asked]
         if kind == "label_likelihood":
-            found = client.invoke(endpoint, invoke.likelihood_request(prompts, words))
+            found = ask(invoke.likelihood_request(prompts, words))
             answers += [words[each.index(max(each))] for each in invoke.likelihoods(found, prompts, words)]
         elif kind == "perplexity":
             body = invoke.completion_request(prompts, [row.answer for row in asked])
-            answers += invoke.completion_likelihoods(client.invoke(endpoint, body), len(asked))
+            answers += invoke.completion_likelihoods(ask(body), len(asked))
         elif asked[0].messages:
             bodies = [invoke.chat_request(row.messages, tokens) for row in asked]
             with ThreadPoolExecutor(CHATS) as pool:
-                answers += pool.map(lambda body: invoke.chat_text(client.invoke(endpoint, body)), bodies)
+                answers += pool.map(lambda body: invoke.chat_text(ask(body)), bodies)
         else:
-            answers += invoke.texts(client.invoke(endpoint, invoke.request(prompts, max_new_tokens=tokens)))
+            answers += invoke.texts(ask(invoke.request(prompts, max_new_tokens=tokens)))
         reporter.progress(f"asking the {which} model", len(answers), len(rows))
     return answers
 
@@ -405,16 +411,20 @@ def _result(
 def finish(record: Record, client: RunClient, result: dict[str, Any], meter: Meter) -> None:
     """result.json and report.html."""
     outputs = client.outputs()
-    manifest = _manifest(outputs)
+    manifest, metrics = _manifest(outputs), report.read_metrics(outputs)
+    billed = "" if client.local else spending.costs(record, set(), datetime.now(UTC), forecast.prices())
     result |= {
         "seconds": {name: round(value, 2) for name, value in meter.seconds.items()},
         "peak_rss_mb": round(meter.peak_rss_mb),
+        "latency": meter.latency(),
+        "tokens_per_second": report.throughput(metrics),
+        "cost": billed,
         "versions": manifest.get("versions", {}),
         "training": manifest.get("metrics", {}),
         "dtype": manifest.get("dtype", ""),
     }
     record.write_json("result.json", result)
-    record.write_text("report.html", report.html(result, report.read_metrics(outputs)))
+    record.write_text("report.html", report.html(result, metrics))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -60,6 +60,10 @@ def test_run_trains_serves_measures_and_takes_everything_down(tiny_run: Path) ->
     assert result["versions"]["transformers"] == "4.48.1"
     record = next((tiny_run.parent / ".runs").glob("tiny-*"))
     assert json.loads((record / "result.json").read_text()) == result
+    assert set(result["latency"]) == {"base", "tuned"}
+    assert all(0 < one["p50"] <= one["p95"] and one["requests"] == 2 for one in result["latency"].values())
+    assert result["tokens_per_second"] > 0
+    assert result["cost"] == ""  # nothing of this machine is billed
     assert "<svg" in (record / "report.html").read_text()
     assert left_over(tiny_run.parent) == []
 

@@ -52,7 +52,7 @@ verify-dlc: ## the same checks on the real Deep Learning Containers: needs AWS c
 
 # Those that need Docker share images and the engine, so one process runs them, beside the others.
 test-all: test ## every test there is, each once: needs what test-images needs
-	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3 ui docs
+	@$(SETUP) harness train serve djl neuron aws sdk2 sdk3 ui docs lmeval
 	@$(MAKE) --no-print-directory site
 	@$(PY) -m pytest -m docker > .cache/test-images.log 2>&1 & images=$$!; \
 	$(PY) -m pytest $(PARALLEL) -m "neuron or aws or wheel"; code=$$?; \
@@ -83,7 +83,7 @@ test-neuron: ## the real NeuronTrainer on XLA:CPU against device cpu, shards, en
 	@$(PY) -m pytest $(PARALLEL) -m "not docker" $(NEURON_TESTS)
 
 test-aws: ## the local SageMaker and platform sagemaker against it; recorded sessions of the AWS CLI and the SDKs
-	@$(SETUP) harness train serve djl aws sdk2 sdk3
+	@$(SETUP) harness train serve djl aws sdk2 sdk3 lmeval
 	@$(PY) -m pytest $(PARALLEL) -m "not docker and not neuron" tests/emulator tests/aws
 
 aws-transcripts: ## record docs/reference/aws-transcripts.md and sdk-transcripts.md anew

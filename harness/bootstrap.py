@@ -25,7 +25,7 @@ from harness.errors import HarnessError, MissingPrerequisite, Problem
 from harness.paths import CACHE, IN_CHECKOUT, PRODUCT, environment, python_of
 from harness.shell import run
 
-ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3", "ui", "docs")
+ENVIRONMENTS = ("harness", "train", "serve", "neuron", "aws", "sdk2", "sdk3", "ui", "docs", "lmeval")
 TORCH = "torch==2.13.0"
 LOCKS = PRODUCT / "locks"
 GIB = 1 << 30
@@ -194,7 +194,7 @@ def ensure_environment(name: str) -> None:
     _uv("pip", "install", *into, "--require-hashes", "-r", str(LOCKS / f"{name}.txt"))
     if name in ("harness", "ui"):
         _link_product(folder)
-    elif name in ("train", "serve"):  # neuron has an older torch in its lock, the clients of AWS need none
+    elif name in ("train", "serve", "lmeval"):  # neuron has an older torch in its lock, the clients of AWS need none
         _install_torch(into)
     (folder / "setup-complete").write_text(wanted)
 

@@ -302,6 +302,7 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     import json as encoder
 
     from harness.run.evaluate import shown_of, unit_of
+    from harness.run.lm_eval import table as lm_eval_table
 
     if as_json:
         output.out(encoder.dumps(result, indent=2))
@@ -323,6 +324,8 @@ def _show_result(folder: Path, result: dict[str, Any], as_json: bool) -> None:
     title = f"measure {score['measure']} on {score['rows']} held-out examples, through the endpoint"
     output.table(title, rows, ("", "score", ""))
     output.out(f"\n{result['verdict']}")
+    if result.get("lm_eval"):
+        output.table("\nlm-eval, through the endpoint", *lm_eval_table(result["lm_eval"]))
     seconds = result["seconds"]
     phases = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in seconds.items() if name != "total")
     output.out(f"{seconds['total']:.0f} s in all ({phases}); peak memory {result['peak_rss_mb']} MB")

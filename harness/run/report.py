@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from harness.run import lm_eval
 from harness.run.evaluate import shown_of, unit_of
 
 
@@ -116,6 +117,7 @@ def html(result: dict[str, Any], metrics: list[dict[str, float]]) -> str:
         evaluation=[r for r in metrics if "eval_loss" in r],
         shown=shown_of(measure),
         unit=unit_of(measure),
+        others=lm_eval.table(result.get("lm_eval", {})),
     )
     return str(page)
 

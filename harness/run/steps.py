@@ -21,7 +21,7 @@ from harness.files import LineFollower
 from harness.interrupts import repeated, shielded
 from harness.record import Record
 from harness.reporter import Reporter
-from harness.run import evaluate, forecast, inputs, invoke, platforms, report, spending
+from harness.run import evaluate, forecast, inputs, invoke, lm_eval, platforms, report, spending
 from harness.run.evaluate import Score
 from harness.run.platforms import DEFAULT, Target
 from harness.run.report import Meter
@@ -254,14 +254,16 @@ def measure(
     `keep` leaves the tuned model's endpoint running.
     """
     rows = _held_out(run, reporter)
-    kind, given = _measure_of(run), evaluate.given(run.file)
+    kind, given, tasks = _measure_of(run), evaluate.given(run.file), _lm_eval_tasks(run)
     scores: dict[str, Score] = {}
+    others: dict[str, Any] = {}
     for which, deployment in (("base", run.plan.base), ("tuned", run.plan.tuned)):
         if deployment is None:
             continue
         stays = keep and which == "tuned"
         answers = None if anew else run.record.read_json(f"answers-{which}.json")
-        if answers is None or stays:
+        others[which] = None if anew else run.record.read_json(f"lm-eval-{which}.json")
+        if answers is None or stays or (tasks and others[which] is None):
             with meter.phase(f"deploy_{which}"):
                 endpoint = deploy(client, deployment, reporter)
             try:
@@ -270,6 +272,12 @@ def measure(
                         answers = _ask_all(run, client, endpoint, rows, which, meter, reporter)
                     if not anew:  # they are the run's own measure's
                         run.record.write_json(f"answers-{which}.json", answers)
+                if tasks and others[which] is None:
+                    reporter.say(f"asking the {which} model: lm-eval, {', '.join(tasks)}")
+                    with meter.phase(f"lm_eval_{which}"):
+                        others[which] = _lm_eval(run, client, endpoint, tasks, reporter)
+                    if not anew:
+                        run.record.write_json(f"lm-eval-{which}.json", others[which])
             except Refused:
                 stays = not client.local  # a call was refused: that says nothing about the endpoint
                 raise
@@ -285,7 +293,22 @@ def measure(
         scores[which] = (
             evaluate.likelihoods(answers) if kind == "perplexity" else evaluate.score(kind, rows, answers, given)
         )
-    return _result(run.record, kind, rows, scores, evaluate.trivial(kind, rows, given))
+    result = _result(run.record, kind, rows, scores, evaluate.trivial(kind, rows, given))
+    return result | ({"lm_eval": {which: others[which] for which in scores}} if tasks else {})
+
+
+def _lm_eval_tasks(run: Run) -> list[str]:
+    """Tasks of lm-eval that this endpoint can answer: most are measured by log probabilities of prompts."""
+    return list(run.file.evaluate.lm_eval or ()) if _computes_likelihoods(run) else []
+
+
+def _lm_eval(
+    run: Run, client: RunClient, endpoint: Endpoint, tasks: list[str], reporter: Reporter
+) -> lm_eval.Results:
+    folder, path = inputs.model_folder(run.file, reporter.say), run.file.evaluate.lm_eval_path
+    runtime = client.aws.client("sagemaker-runtime", endpoint.region)
+    tokenizer = str(folder) if folder is not None else run.file.model.id
+    return lm_eval.ask(runtime, endpoint.name, tokenizer, tasks, Path(path) if path is not None else None)
 
 
 def _delete_left(client: RunClient, deployment: Deployment) -> None:
@@ -332,6 +355,13 @@ def check_measure(run: Run, reporter: Reporter) -> None:
     if kind != run.file.measure:
         why = "an endpoint on Inferentia computes no log probabilities of a prompt"
         reporter.say(f'measure "{kind}" instead of "{run.file.measure}": {why}')
+    asked, tasks, path = run.file.evaluate.lm_eval, _lm_eval_tasks(run), run.file.evaluate.lm_eval_path
+    if tasks:
+        lm_eval.check(tasks, Path(path) if path is not None else None)
+    elif asked:
+        reporter.say(
+            "lm-eval's tasks are left out: an endpoint on Inferentia computes no log probabilities of a prompt"
+        )
     if kind not in ("scorer", *evaluate.TEXTUAL, *checks.OF_PROMPTS):
         return
     row = _held_out(run, reporter)[0]
@@ -403,7 +433,7 @@ def _result(
         "score": score,
         "verdict": evaluate.verdict(kind, base, tuned, constant),
         "trivial_answer": constant.answers[0] if constant else None,
-        "unparsable": {name: s.unparsable_share for name, s in scores.items()} if kind.startswith("label") else {},
+        "unparsable": {name: s.unparsable_share for name, s in scores.items()} if kind == "label" else {},
         "prompts": shown,
     }
 

@@ -63,6 +63,8 @@ def check_measurable(run: RunFile) -> list[Problem]:
         problems.append(Problem(f'evaluate.measure = "{run.measure}" needs data.labels'))
     if run.evaluate.scorer is not None and not Path(run.evaluate.scorer).is_file():
         problems.append(Problem(f"evaluate.scorer: there is no file {run.evaluate.scorer}"))
+    if run.evaluate.lm_eval_path is not None and not Path(run.evaluate.lm_eval_path).is_dir():
+        problems.append(Problem(f"evaluate.lm_eval_path: there is no directory {run.evaluate.lm_eval_path}"))
     return problems
 
 

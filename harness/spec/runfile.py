@@ -134,6 +134,10 @@ class Evaluate(_Strict):
     """Of measure "regex": what an answer has to contain."""
     scorer: str | None = None
     """Of measure "scorer": a Python file with score(prompt, completion, answer), relative to the run file."""
+    lm_eval: Annotated[list[str], Field(min_length=1)] | None = None
+    """Tasks of EleutherAI's lm-eval that base and tuned model answer as well, through the endpoint."""
+    lm_eval_path: str | None = None
+    """A directory with tasks of one's own, relative to the run file."""
 
     @model_validator(mode="after")
     def _what_the_measure_needs(self) -> Evaluate:
@@ -144,6 +148,10 @@ class Evaluate(_Strict):
             re.compile(self.pattern or "")
         except re.error as error:
             raise ValueError(f"pattern is no regular expression: {error}") from None
+        if self.lm_eval_path is not None and self.lm_eval is None:
+            raise ValueError("lm_eval_path goes with lm_eval, the tasks' names")
+        if wrong := [name for name in self.lm_eval or () if not re.fullmatch(r"[A-Za-z0-9_.-]+", name)]:
+            raise ValueError(f"lm_eval: {wrong[0]!r} is not the name of a task")
         return self
 
 
@@ -245,8 +253,10 @@ def _absolute(run: RunFile, folder: Path) -> RunFile:
     model = {"id": str((folder / run.model.id).resolve())} if run.model.is_directory else {}
     update: dict[str, Any] = {"data": run.data.model_copy(update=files)}
     update["model"] = run.model.model_copy(update=model)
-    if run.evaluate.scorer is not None:
-        update["evaluate"] = run.evaluate.model_copy(update={"scorer": str(folder / run.evaluate.scorer)})
+    own = {
+        key: str(folder / v) for key in ("scorer", "lm_eval_path") if (v := getattr(run.evaluate, key)) is not None
+    }
+    update["evaluate"] = run.evaluate.model_copy(update=own)
     return run.model_copy(update=update)
 
 

@@ -39,6 +39,8 @@ HANDED_ON = (
 CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 USER = 1000
+FIRST = ("git clone --quiet /srv/neuron-harness.git", "make setup", "make demo", ".venv/bin/harness deploy")
+"""What comes before the first answer of a model that stays."""
 SHOWN = 30  # lines of a command's output
 
 
@@ -124,9 +126,8 @@ def steps() -> Iterator[tuple[str, str]]:
 def page(rows: list[tuple[str, int, str, float]], commit: str) -> str:
     """The transcript: times first, then each command with the end of what it said."""
     seconds = {line: taken for line, _, _, taken in rows}
-    first = ("git clone --quiet /srv/neuron-harness.git", "make setup", "make demo", ".venv/bin/harness deploy")
     ask = next(line for line in seconds if " invoke " in line)
-    whole = sum(seconds[line] for line in (*first, ask))
+    whole = sum(seconds[line] for line in (*FIRST, ask))
     memory = psutil.virtual_memory().total / (1 << 30)
     lines = [
         "# README in an empty machine",
@@ -171,8 +172,8 @@ def main() -> int:
                 print(output[-3000:])
                 break
     failed = rows[-1][1] != 0
-    if not failed:
-        PAGE.write_text(page(rows, commit), encoding="utf-8")
+    if any(" invoke " in line for line, *_ in rows):
+        PAGE.write_text(page(rows, commit), encoding="utf-8")  # with the exit code of what failed
         print(f"written: {PAGE.relative_to(ROOT)}")
     if args.folder is None and str(scratch) not in Path("/proc/self/mountinfo").read_text():
         shutil.rmtree(scratch)

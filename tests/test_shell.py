@@ -60,6 +60,7 @@ def test_an_interruption_ends_all() -> None:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         shell.show_all([sleep, sleep])

@@ -164,6 +164,7 @@ def main() -> int:
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     scratch = Path(args.folder or tempfile.mkdtemp(prefix="readme-chroot-"))
     load = os.getloadavg()[0]
+    scratch.mkdir(exist_ok=True)
     scratch.chmod(0o755)  # the root of a machine is for everybody
     rows: list[tuple[str, int, str, float]] = [("uptime, load before", 0, f"{load:.2f}", 0.0)]
     make(scratch)

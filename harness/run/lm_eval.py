@@ -76,7 +76,7 @@ def _tasks(tasks: Sequence[str], path: Path | None) -> list[str]:
 
 
 def results(written: Mapping[str, Any]) -> Results:
-    """What lm-eval has written, without errors of the mean and what is no number."""
+    """The metrics that lm-eval has written: numbers only, without standard errors."""
     found: Results = {}
     for task, row in written["results"].items():
         named = {name.partition(",")[0]: value for name, value in row.items() if "_stderr" not in name}
